@@ -285,7 +285,7 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         self._check_arguments = self._refuse if options.only_submits else self._check_signature
         super()._set_options(options, overrides)
 
-    def _refuse(self, *args: Any, **kwargs: Any) -> None:
+    def _refuse(self, /, *args: Any, **kwargs: Any) -> None:
         """Raise the TypeError of a plain call with options that only a submitted one has."""
         raise TypeError(
             "delay=, at= and unique= are for calls that are submitted: "

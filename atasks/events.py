@@ -58,7 +58,7 @@ class Event(Generic[P]):
         self._check_arguments = _signature_check(function)
         get_router(namespace)  # so that there is one
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, None]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, None]:
         """A coroutine that publishes the event, and returns when the broker has it.
 
         Guarantees: each group of handlers gets the event at least once from then on, whatever dies. If the await
@@ -74,7 +74,7 @@ class Event(Generic[P]):
         bound.apply_defaults()  # those of the event count: a handler need not repeat them
         return get_router(self.namespace).publish(self.name, bound.args, bound.kwargs)
 
-    def sync(self, *args: P.args, **kwargs: P.kwargs) -> None:
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Publish the event from code without an event loop, and return when the broker has it.
 
         Args:

@@ -254,7 +254,7 @@ class AroundCalls:
     async def call(self, router: Router, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of the call."""
 
-        async def send(name: InvokedName, *args: Any, **kwargs: Any) -> Any:
+        async def send(name: InvokedName, /, *args: Any, **kwargs: Any) -> Any:
             return await Router.send_request(router, name, *args, **kwargs)
 
         task, options = router._named(name)
@@ -371,7 +371,7 @@ class AroundStream(RemoteStream[T]):
         except StopAsyncIteration as error:  # which would be the end of a stream without items
             raise RuntimeError(STOPPED) from error
 
-    async def _open_inner(self, name: InvokedName, *args: Any, **kwargs: Any) -> RemoteStream[T]:
+    async def _open_inner(self, name: InvokedName, /, *args: Any, **kwargs: Any) -> RemoteStream[T]:
         stream: RemoteStream[T] = Router.stream(self._router, name, *args, **kwargs)
         self._inner.append(stream)
         return stream

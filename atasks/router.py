@@ -281,7 +281,7 @@ class Router(OriginalEvents):
             call.codec = codec
             return await begin(call)
 
-        async def send(name: str, *args: Any, **kwargs: Any) -> T:
+        async def send(name: str, /, *args: Any, **kwargs: Any) -> T:
             if tries:
                 from atasks.submitted.tries import named_as
 
@@ -302,7 +302,7 @@ class Router(OriginalEvents):
         Raises a `CallError`, NotConnected, and NotSupported from a transport that moves no events.
         """
 
-        async def send(event: str, *args: Any, **kwargs: Any) -> None:
+        async def send(event: str, /, *args: Any, **kwargs: Any) -> None:
             transport = self.transport()
             await transport.publish(await self.request_to_keep(event, args, _PUBLISHED, transport, kwargs))
 

@@ -137,7 +137,7 @@ class Pipeline(Pipe, Generic[P, T, K]):
 
     # -- running it
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run[T, K]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Run[T, K]:
         """A run over one item: the arguments, with which the first stage calls its function.
 
         Raises ValueError if the first stage needs a stream (a join, several workers, collect).
@@ -323,7 +323,7 @@ class Consumer(Generic[P, U]):
         self._pipeline = pipeline
         self._function = function
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> U:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> U:
         return self._function(self._pipeline(*args, **kwargs))
 
     def __bool__(self) -> Never:

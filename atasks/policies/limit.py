@@ -119,7 +119,7 @@ class Limit:
         self.namespace = validate_queue(namespace, "namespace")
         self._whole = Holding(self, None)
 
-    def of(self, *args: Any, **kwargs: Any) -> Holding:
+    def of(self, /, *args: Any, **kwargs: Any) -> Holding:
         """The tokens for one value of the key: `async with limit.of(user):`."""
         if self.key is None:
             raise TypeError(f"limit {self.name!r} has no key: write `async with limit:`")
@@ -142,7 +142,7 @@ class Limit:
 
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=MAX_KEY // 2).hexdigest()
 
-    async def take(self, *args: Any, **kwargs: Any) -> Token:
+    async def take(self, /, *args: Any, **kwargs: Any) -> Token:
         """A token for work with these arguments, which the key takes if there is one. It is held until its
         `release`; where a block can do that, write `async with limit:`."""
         return await Holding(self, self.key_of(args, kwargs)).take()

@@ -31,7 +31,7 @@ async def submit(
 
     unique = None if options.unique is None else unique_id(name, options.unique)
 
-    async def send(name: str, *args: Any, **kwargs: Any) -> Handle[Any]:
+    async def send(name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         if options.retry is None:
             call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
         else:

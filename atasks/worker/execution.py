@@ -152,7 +152,7 @@ def _log(message: str, run: HeldCall, error: BaseException) -> None:
         logger.error(message, describe(run.call))
 
 
-async def _body(run: HeldCall, task: BaseTask[..., Any], inside: Inside, *args: Any, **kwargs: Any) -> Any:
+async def _body(run: HeldCall, task: BaseTask[..., Any], inside: Inside, /, *args: Any, **kwargs: Any) -> Any:
     """Call the function of the atask, for the middlewares around it."""
     if task.executor is not None:
         return await run.worker.pools.in_thread(run, inside(task.local), args, kwargs)

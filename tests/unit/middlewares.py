@@ -13,6 +13,21 @@ from atasks import Invocation, Middleware, atask, current_call
 
 NAMESPACE: Final = "tests.unit.middlewares"
 
+NAMES: Final = (
+    "self",
+    "name",
+    "task",
+    "run",
+    "inside",
+    "event",
+    "function",
+    "args",
+    "kwargs",
+    "router",
+    "options",
+)
+"""Names of parameters that functions of the package have too."""
+
 who = ContextVar[str]("tests.unit.middlewares.who", default="nobody")
 
 
@@ -49,6 +64,16 @@ class Unpicklable(Middleware):
         return await proceed()
 
 
+class Passing(Middleware):
+    """Sees calls at both sides, and changes nothing."""
+
+    async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        return await proceed()
+
+    async def run(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        return await proceed()
+
+
 runs: list[str] = []
 
 
@@ -72,3 +97,8 @@ def describe(what: str) -> list[Any]:
 @atask(namespace=NAMESPACE)
 async def double(number: int) -> int:
     return 2 * number
+
+
+@atask(namespace=NAMESPACE, executor="process")
+def named(**kwargs: str) -> dict[str, str]:
+    return kwargs

@@ -260,7 +260,7 @@ class _Child:
         loop = self._in_loop().get_loop()
         wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Callable[..., Any], Any, Any]] = []
 
-        async def body(inside: Inside, *args: Any, **kwargs: Any) -> Any:
+        async def body(inside: Inside, /, *args: Any, **kwargs: Any) -> Any:
             outcome = loop.create_future()
             wanted.append((outcome, inside(function), args, kwargs))
             loop.stop()
