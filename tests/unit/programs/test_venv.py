@@ -1,4 +1,4 @@
-"""`scripts/venv.sh`: when it installs, with a pip that only says what it was asked for."""
+"""`scripts/venv.sh`: when it installs, and by whom, with a pip and a uv that only say what they were asked for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ dependencies = ["click"]
 PYTHON = """#!/bin/sh
 case "$*" in *" install "*)
     echo "$*" >>"$LOG"
-    if [ -n "$BROKEN" ]; then exit 1; fi
+    case "$*" in $BROKEN) exit 1; esac
 esac
 """
 
@@ -37,7 +37,13 @@ class Checkout:
         self._log = folder / "log"
 
     def set_up(self, *extras: str, broken: str = "") -> tuple[int, list[str]]:
-        """The exit code of the script, and for which extras it has run pip."""
+        """The exit code of the script, and which extras it has installed. `broken`: a pattern of the shell for the
+        installations that fail."""
+        code, installed = self.install(*extras, broken=broken)
+        return code, [what for _, what in installed if what != "uv"]
+
+    def install(self, *extras: str, broken: str = "") -> tuple[int, list[tuple[str, str]]]:
+        """The exit code of the script, and who has been asked to install what."""
         self._log.write_text("")
         environ = {key: value for key, value in os.environ.items() if key not in ("VENV", "PYTHON")}
         done = subprocess.run(
@@ -46,7 +52,8 @@ class Checkout:
             capture_output=True,
             check=False,
         )
-        return done.returncode, [line.split()[-1] for line in self._log.read_text().splitlines()]
+        words = [line.split() for line in self._log.read_text().splitlines()]
+        return done.returncode, [(each[1], each[-1]) for each in words]
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ def test_a_dependency_that_was_added_is_installed(checkout: Checkout) -> None:
 def test_an_installation_that_failed_is_tried_again(checkout: Checkout) -> None:
     checkout.set_up("test")
     checkout.project.write_text(PROJECT.replace("click", "msgspec"))
-    assert checkout.set_up("test", broken="yes") == (1, [".[test]"])
+    assert checkout.set_up("test", broken="*") == (1, [".[test]"])
     assert checkout.set_up("test") == (0, [".[test]"])
     assert checkout.set_up("test") == (0, [])
 
@@ -95,3 +102,13 @@ def test_the_package_alone_is_installed_once_and_comes_with_every_extra(checkout
 def test_the_package_alone_is_not_installed_beside_an_extra(checkout: Checkout) -> None:
     assert checkout.set_up("test") == (0, [".[test]"])
     assert checkout.set_up() == (0, [])
+
+
+def test_uv_installs_and_pip_where_it_cannot(checkout: Checkout) -> None:
+    uv, by_uv, by_pip = ("pip", "uv"), ("uv", ".[test]"), ("pip", ".[test]")
+    assert checkout.install("test", broken="*") == (1, [uv, by_pip])
+    assert checkout.install("test", broken="* uv") == (0, [uv, by_pip])
+    checkout.project.write_text(PROJECT.replace("click", "msgspec"))
+    assert checkout.install("test", broken="-m uv *") == (0, [uv, by_uv, by_pip])
+    checkout.project.write_text(PROJECT)
+    assert checkout.install("test") == (0, [uv, by_uv])
