@@ -127,6 +127,28 @@ class TestControl:
     def test_queues_of_an_unknown_vhost(self, controllable_broker: Broker) -> None:
         assert controllable_broker.queues("no such") == []
 
+    def test_what_has_a_prefix_is_cleared_and_nothing_else(self, controllable_broker: Broker, prefix: str) -> None:
+        """By either way: that of any broker, and that of one that can be asked more cheaply."""
+        queues = [f"{prefix}.{name}" for name in ("delay.1", "q.one", "quorum")]
+        exchanges = [f"{prefix}.{name}" for name in ("control", "delay.1", "due", "due.early", "events")]
+        other = f"{prefix}s.control"
+        for clear in (Broker.clear, type(controllable_broker).clear):
+            with controllable_broker.channel() as channel:
+                for name in (*queues, other):
+                    kind = "quorum" if name.endswith("quorum") else "classic"
+                    channel.queue_declare(name, durable=True, arguments={"x-queue-type": kind})
+                for name in (*exchanges, other):
+                    channel.exchange_declare(name, "fanout", durable=True)
+            assert sorted(clear(controllable_broker, prefix)) == queues
+            assert clear(controllable_broker, prefix) == []
+            listed = controllable_broker.ctl("list_exchanges", "--quiet", "--no-table-headers", "name").split()
+            assert [name for name in listed if name.startswith(prefix)] == [other]
+            left = [queue.name for queue in controllable_broker.queues()]
+            assert [name for name in left if name.startswith(prefix)] == [other]
+        with controllable_broker.channel() as channel:
+            channel.queue_delete(other)
+            channel.exchange_delete(other)
+
     def test_a_failing_command_is_an_error_that_says_why(self, controllable_broker: Broker) -> None:
         with pytest.raises(BrokerError, match=r"(?s)rabbitmqctl delete_vhost failed.*no such"):
             controllable_broker.ctl("delete_vhost", "no such")
