@@ -16,12 +16,15 @@ if ! [ -e "$stamp" ] || ! cmp -s pyproject.toml "$stamp"; then
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.txt" --editable ".[test]"
     cp pyproject.toml "$stamp"
 fi
-# Of each dependency the tests that get furthest into it: those of payloads and envelopes, of the AMQP transport, of the
-# command and of what it reloads. What stands between these is this package's own, and `make test` has run it.
-[ $# != 0 ] || set -- --numprocesses 4 --dist worksteal \
-    tests/unit/codecs tests/unit/failures tests/unit/signing tests/unit/transport tests/unit/worker \
-    tests/unit/test_connection.py tests/unit/test_connection_urls.py tests/unit/test_public_names.py \
-    tests/unit/test_wire.py tests/unit/pipeline/test_iterating.py tests/unit/pipeline/test_processes.py \
+# Of each dependency the tests that get furthest into it: those of payloads, envelopes and pickled functions; of the
+# client library, of addresses and of the AMQP transport; of the command, and of what it reloads; of a bar that shows
+# progress. What stands between these is this package's own, and `make test` has run it.
+processes=tests/unit/pipeline/test_processes.py
+[ $# != 0 ] || set -- --numprocesses 2 --dist worksteal \
+    tests/unit/codecs tests/unit/failures tests/unit/transport/amqp tests/unit/test_connection_urls.py \
+    tests/unit/test_public_names.py tests/unit/test_wire.py tests/unit/pipeline/test_iterating.py \
+    $processes::test_all_roles_work_in_processes $processes::test_a_script_without_a_guard_works \
+    $processes::test_what_cannot_be_pickled_on_the_way_is_an_error_of_the_item \
     tests/conformance/test_transports.py::TestAMQP \
     tests/amqp/test_acks.py tests/amqp/test_connecting.py tests/amqp/test_tls.py tests/amqp/test_topology.py \
     tests/amqp/test_unreadable_properties.py tests/amqp/test_wire.py \
