@@ -235,14 +235,18 @@ def _number(value: object) -> int:
 
 
 def works(exc: BaseException) -> bool:
-    """Return True if `str(exc)` works. Asked of classes in Python only."""
-    own = next(vars(base)["__str__"] for base in type(exc).__mro__ if "__str__" in vars(base))
-    if isinstance(own, WrapperDescriptorType) and own is not vars(object)["__str__"]:
-        return True  # that of `object` asks the class's repr
+    """Return True if `str(exc)` and `repr(exc)` work: a log shows either. Asked of classes in Python only."""
+    asked = [show for name, show in (("__str__", str), ("__repr__", repr)) if _is_python(type(exc), name)]
     try:
-        return isinstance(str(exc), str)
+        return all(isinstance(show(exc), str) for show in asked)
     except Exception:
         return False
+
+
+def _is_python(cls: type, name: str) -> bool:
+    own = next(vars(base)[name] for base in cls.__mro__ if name in vars(base))
+    # That `__str__` of `object` asks the class's repr.
+    return not isinstance(own, WrapperDescriptorType) or own is vars(object)["__str__"]
 
 
 Path = list[int | str]

@@ -119,10 +119,10 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     """The exception that `encode_failure` was given, rebuilt without running its `__init__`.
 
     It has the same type, args and attributes, and so have its causes and contexts, the members of a group and the
-    exceptions among its args and attributes; one that cannot be rebuilt, or has no working `str()` here, is a
-    `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of the last one in
-    the chain, and of each leaf in a group. So is one from which on they would show far more than has arrived, for
-    each exception is shown as often as others refer to it.
+    exceptions among its args and attributes; one that cannot be rebuilt, or whose `str()` or `repr()` does not
+    work here, is a `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of
+    the last one in the chain, and of each leaf in a group. So is one from which on they would show far more than
+    has arrived, for each exception is shown as often as others refer to it.
 
     With a codec that carries no classes nothing is imported, and only subclasses of `Exception` are made.
 

@@ -45,6 +45,11 @@ class Repr(Exception):
         return f"{self.expected} bytes"  # type: ignore[attr-defined]
 
 
+class OnlyRepr(Exception):
+    def __repr__(self) -> str:
+        return f"<{self.expected} bytes>"  # type: ignore[attr-defined]
+
+
 class Outer:
     class Inner(Exception):
         pass
@@ -247,6 +252,14 @@ async def test_a_text_that_fails_here(codec: Codec) -> None:
 async def test_a_text_that_is_the_repr_and_fails_here(codec: Codec) -> None:
     assert isinstance(await crafted(codec, __name__, "Repr", ["x"]), RemoteError)
     assert str(await crafted(codec, __name__, "Repr", ["x"], {"expected": 5})) == "5 bytes"
+
+
+async def test_a_repr_that_fails_here(codec: Codec) -> None:
+    """Such an error has a text, but no log could show the task that ended in it."""
+    assert isinstance(await crafted(codec, __name__, "OnlyRepr", ["x"]), RemoteError)
+    rebuilt = await crafted(codec, __name__, "OnlyRepr", ["x"], {"expected": 5})
+    assert (str(rebuilt), repr(rebuilt)) == ("x", "<5 bytes>")
+    assert isinstance(await through(raised(OnlyRepr("x")), codec), RemoteError)
 
 
 def _each_twice(number: int) -> dict[str, Any]:
