@@ -29,7 +29,7 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.pending import NOT_SENT, SPENT, Pending
+from atasks.transport.pending import NOT_SENT, SPENT, Pending, PlainPending
 from atasks.transport.whereabouts import placed, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
@@ -127,7 +127,7 @@ class CallTransport(Transport):
         loop = self._loop  # what runs: asking for that costs a system call before Python 3.12
         assert loop is not None, "there is one wherever there is no refusal"
         future: asyncio.Future[Reply] = loop.create_future()
-        pending = Pending(call, options, future)
+        pending = PlainPending(call, options, future)
         self._pending[call.id] = pending
         row = self.counters.rows.get(call.task)
         if row is None:
@@ -160,6 +160,7 @@ class CallTransport(Transport):
             if pending.timer is not None:
                 pending.timer.cancel()
             del self._pending[call.id]
+            del pending, future  # the traceback of an error has this frame, and the future has the error
 
     async def hand_over(self, call: Call, options: TaskOptions, *, address: str = "", delay: float = 0.0) -> None:
         """Return when the request of a call is safe that nobody awaits, and whose replies go to this address. It

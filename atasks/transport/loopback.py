@@ -246,8 +246,9 @@ class LoopbackTransport(CallTransport):
             self._workers[worker].streams.credit(credit)
 
 
-class LoopbackDelivery(Struct, eq=False):
-    """A call that the worker has in hand."""
+class LoopbackDelivery(Struct, eq=False, gc=False):
+    """A call that the worker has in hand. The garbage collector does not look at it, and need not: what it refers
+    to does not refer to it, but for the worker while that has the call."""
 
     transport: LoopbackTransport
     pending: Pending

@@ -18,7 +18,7 @@ from atasks.wire import Call, Reply, Report, Status
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
 
-__all__ = ["NOT_SENT", "PUT_OFF", "SPENT", "Pending"]
+__all__ = ["NOT_SENT", "PUT_OFF", "SPENT", "Pending", "PlainPending"]
 
 PUT_OFF: Final = math.inf
 """The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
@@ -123,6 +123,11 @@ class Pending(Struct, eq=False):
     @property
     def _beginning(self) -> Whereabouts | None:
         return None if self.begun is None else Whereabouts("run", self.options.queue or "", self.begun[0])
+
+
+class PlainPending(Pending, gc=False):
+    """A call of `CallTransport.request`. The garbage collector does not look at it, so nothing that it refers to
+    may refer to it when its await has ended."""
 
 
 def _is_finite(report: Report) -> bool:

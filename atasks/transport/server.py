@@ -25,7 +25,7 @@ class HeldRun(Protocol):
     """A call that a worker holds."""
 
     call: Call
-    deliveries: list[Delivery]
+    deliveries: tuple[Delivery, ...]
     """All by which it came, the last one by the present connection. The transport may replace them."""
 
     ended: bool

@@ -65,7 +65,7 @@ class HeldCall(Struct, eq=False):
 
     worker: Worker
     call: Call
-    deliveries: list[Delivery]
+    deliveries: tuple[Delivery, ...]
     loop: asyncio.AbstractEventLoop
     atask: BaseTask[..., Any] | None
     """The atask that serves the call; None: this worker has none of that name."""

@@ -86,7 +86,7 @@ class StreamSenders:
         """The request of a stream that has ended here came once more: the consumer may have another address."""
         sender = self._ended.get(call_id)
         if sender is not None:
-            sender.run.deliveries.append(delivery)
+            sender.run.deliveries += (delivery,)
 
     def ask(self) -> None:
         """Ask every consumer where it is: credits may have been lost with a connection."""

@@ -261,7 +261,7 @@ class Worker:
         call_id = call.id
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
-            held.deliveries.append(delivery)
+            held.deliveries += (delivery,)
             if held.reason is Reason.ELSEWHERE or (held.reason is Reason.WITHDRAWN and self._finished is None):
                 held.reason = Reason.AWAITED_AGAIN
             if held.sender is not None:
@@ -294,7 +294,7 @@ class Worker:
             row = self.counters.row(UNKNOWN if task is None else call.task)
         row[RECEIVED] += 1
         deadline = None if call.timeout_ms is None else self._deadline(call, delivery)
-        run = HeldCall(self, call, [delivery], self.loop, task, row, deadline)
+        run = HeldCall(self, call, (delivery,), self.loop, task, row, deadline)
         if self.watching is not None:
             self.watching.held("received", run)
         self._held[call_id] = run

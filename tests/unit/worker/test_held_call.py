@@ -16,7 +16,7 @@ def held(deadline: float | None) -> tuple[HeldCall, Call]:
     loop = asyncio.get_running_loop()
     parent = Call(VERSION, "the-parent", "shop.order", b"", "pickle")
     unused = cast("Any", None)  # neither the worker nor its counters have a part in this
-    run = HeldCall(unused, parent, [], loop, None, unused)
+    run = HeldCall(unused, parent, (), loop, None, unused)
     run.deadline = None if deadline is None else loop.time() + deadline
     run.last_awaited = call = Call(VERSION, "the-nested", "shop.pay", b"", "pickle")
     return run, call

@@ -60,7 +60,7 @@ async def test_a_call_that_may_not_begin_ends_while_somebody_watches(namespace: 
         assert run is not None
 
         async def refuse() -> bool:
-            run.deliveries = []
+            run.deliveries = ()
             return False
 
         run.permit = refuse

@@ -268,7 +268,8 @@ class Attempts:
             return True
         run = worker.find(call.id)
         if run is not None:
-            deliveries, run.deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)], []
+            deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)]
+            run.deliveries = ()
             if answer is None:
                 aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
                 aside.run = claim.run
