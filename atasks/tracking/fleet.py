@@ -281,7 +281,12 @@ class Fleet:
         wait: float | None = None,
     ) -> dict[str, A]:
         """Worker -> its answer, `enough` of them if that is given. Raises NotConnected, NotSupported."""
-        query = Query(VERSION, uuid.uuid4().hex, queries.encode(question), worker, queue)
+        try:
+            query = Query(VERSION, uuid.uuid4().hex, queries.encode(question), worker, queue)
+        except (
+            UnicodeEncodeError
+        ):  # surrogates, as of bytes of a command line: nothing that workers have is named so
+            return {}
         over = asyncio.Event()
         answered: set[str] = set()
         found: dict[str, A] = {}

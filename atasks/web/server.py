@@ -212,7 +212,7 @@ class _Page:
             action, ids = asked["action"], asked["ids"]
             if action not in ACTIONS or not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise HTTPException(400, f"send an action ({', '.join(ACTIONS)}) and a list of ids") from None
 
         async def act() -> dict[str, str]:

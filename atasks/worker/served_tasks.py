@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from atasks.errors import closest
 from atasks.options import MAX_ATTEMPTS
@@ -22,6 +23,9 @@ __all__ = ["ServedTasks", "Tasks"]
 
 logger = logging.getLogger("atasks.worker")
 
+SEARCHED: Final = 50
+"""The search for names that resemble unknown ones takes one part of so many of the time, at the most."""
+
 
 class Tasks(CallMaker, Protocol):
     """The part of a namespace that a worker needs. `atasks.Router` has it."""
@@ -35,6 +39,8 @@ class ServedTasks:
     def __init__(self, tasks: Tasks) -> None:
         self._namespace = tasks.namespace
         self._registry = tasks.registry
+        self._next_search = 0.0
+        """When names that resemble an unknown one may be searched for again (monotonic)."""
 
     def names(self) -> list[str]:
         """The names of the atasks of the namespace."""
@@ -96,8 +102,13 @@ class ServedTasks:
                 )
 
     def unknown(self, name: str) -> str:
-        """Return the text for the caller of an atask that nothing here knows."""
-        names = self.names()
-        near = closest(name, names)
+        """Return the text for the caller of an atask that nothing here knows. To search thousands of names for
+        similar ones takes longer than many calls do, and anybody may send unknown names: so not each text has a
+        hint if many are wanted."""
+        names, near = self.names(), list[str]()
+        if time.monotonic() >= self._next_search:
+            began = time.thread_time()
+            near = closest(name, names)
+            self._next_search = time.monotonic() + SEARCHED * (time.thread_time() - began)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it serves {len(names)} atasks"
         return f"no worker here knows {name!r} ({hint}): start a worker with the module that defines it"

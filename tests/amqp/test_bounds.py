@@ -12,6 +12,7 @@ import pytest
 from atasks import MsgpackCodec
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.wire import Status
 from tests.amqp.peer import Peer
 
@@ -138,3 +139,26 @@ async def test_the_name_of_an_atask_forges_no_line_of_a_log(
         assert len(lines) == 2
         assert all(line.isprintable() for line in lines)
         assert all("nope" in line for line in lines)
+
+
+async def test_calls_of_unknown_atasks_ask_the_broker_for_other_workers_together(
+    make_site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asked twice, and waited 0.1 s in the window of its worker; good calls waited behind them."""
+    asked: list[str] = []
+    real = Link.queue_state
+
+    async def queue_state(link: Link, name: str) -> tuple[int, int] | None:
+        asked.append(name)
+        return await real(link, name)
+
+    monkeypatch.setattr(Link, "queue_state", queue_state)
+    async with make_site.open(concurrency=5):
+        asked.clear()
+        unknown = [[CALL, 1, f"id-{number}", "nothing", encode([[1], {}]), "msgpack"] for number in range(2000)]
+        for start in range(0, len(unknown), 500):
+            await peer.send(*unknown[start : start + 500])
+        found = await peer.answers(2000)
+        assert {fields[3] for fields in found} == {Status.UNKNOWN_TASK}
+        assert await _make(make_site, 5) == 5
+        assert asked.count(make_site.worker.transport.session.topology.solo("default")) < 100

@@ -125,7 +125,15 @@ async def test_changes_need_the_token_of_the_page(fleet: Fleet) -> None:
         assert fleet.acts == [("cancel", ["c1"])]
         refused = await browser.post("/api/act", json={"action": "cancel", "ids": ["unknown"]}, headers=headers)
         assert (refused.status_code, refused.json()) == (409, {"error": "no run unknown: nothing was done"})
-        for odd in (b"", b"[]", b"null", b'{"action":"rm","ids":[]}', b'{"action":"cancel","ids":[1]}', b"\xff"):
+        for odd in (
+            b"",
+            b"[]",
+            b"null",
+            b'{"action":"rm","ids":[]}',
+            b'{"action":"cancel","ids":[1]}',
+            b"\xff",
+            b"[" * 99_999,
+        ):
             assert (await browser.post("/api/act", content=odd, headers=headers)).status_code == 400
         long = await browser.post("/api/act", content=b"x" * (page.BODY_BYTES + 1), headers=headers)
         assert long.status_code == 413

@@ -8,7 +8,10 @@ from fnmatch import fnmatchcase
 import pytest
 from msgspec import msgpack
 
+import atasks
+from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import MAX_PATTERN, Inspect, decode_question
+from atasks.transport.call_transport import CallTransport
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -40,3 +43,13 @@ def test_the_longest_pattern_is_read_in_no_time() -> None:
     since = time.thread_time()
     assert not fnmatchcase("module.name", found.task)
     assert time.thread_time() - since < 1
+
+
+async def test_nothing_has_a_name_that_no_message_can_carry(namespace: str) -> None:
+    """A person gives such names, by bytes on the command line or by JSON."""
+    async with atasks.connect("loopback:", namespace=namespace) as transport:
+        assert isinstance(transport, CallTransport)
+        fleet = Fleet(transport, size=1)
+        assert await fleet.cancel(["\udcff", "an-id"]) == []
+        assert await fleet.stack("\udcff") is None
+        assert (await fleet.calls(task="\udcff*")).calls == []

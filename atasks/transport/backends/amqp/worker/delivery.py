@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.worker.other_workers import PAUSE
 from atasks.wire import Call, End, Item, Reply, Report
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ __all__ = ["CallDelivery"]
 
 MAX_SEEN: Final = 8
 """Workers that a call of an unknown atask may visit."""
-PASS_ON_PAUSE: Final = 0.05
 
 
 class CallDelivery:
@@ -82,21 +81,12 @@ class CallDelivery:
         station = self._replies.station
         seen = call.seen or []
         been_here = station.worker.id in seen
-        solo = station.session.topology.solo(self.request.consumer.queue)  # every worker consumes it all the time
-        for _ in range(2):  # a worker that starts is seen a little later
-            link = station.link
-            if link is None or len(seen) >= MAX_SEEN:
-                return None
-            try:
-                state = await link.queue_state(solo)
-            except CLIENT_ERRORS:
-                return None
-            visited = len(seen) if been_here else len(seen) + 1
-            if state is not None and state[1] > visited:
-                if been_here:
-                    await asyncio.sleep(PASS_ON_PAUSE)  # so that it does not come straight back to this worker
-                else:
-                    call.seen = [*seen, station.worker.id]
-                return call
-            await asyncio.sleep(PASS_ON_PAUSE)
-        return None
+        visited = len(seen) if been_here else len(seen) + 1
+        solo = station.session.topology.solo(self.request.consumer.queue)
+        if len(seen) >= MAX_SEEN or not await station.others.beyond(solo, visited):
+            return None
+        if been_here:
+            await asyncio.sleep(PAUSE)  # so that it does not come straight back to this worker
+        else:
+            call.seen = [*seen, station.worker.id]
+        return call

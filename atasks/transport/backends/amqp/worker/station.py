@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from atasks.transport.backends.amqp.broker.content import Properties
 from atasks.transport.backends.amqp.worker.clocks import Clocks
+from atasks.transport.backends.amqp.worker.other_workers import OtherWorkers
 from atasks.wire import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Station:
         self.left_here: set[str] = set()
         """Calls of this worker that others were given since their link was lost, and leave to it."""
         self.clocks = Clocks()
+        self.others = OtherWorkers(lambda: self.link)
         self._numbers = 0
 
     def put(self, message: Outgoing) -> None:
