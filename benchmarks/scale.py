@@ -279,15 +279,37 @@ async def _held_by(make: Callable[[], Coroutine[Any, Any, None]], count: int = 2
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    tasks = [asyncio.create_task(make()) for _ in range(count)]
-    await asyncio.sleep(20.0)  # all of them are at the broker, and confirmed
-    gc.collect()
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
+    async with _cancelled([asyncio.create_task(make()) for _ in range(count)]):
+        await asyncio.sleep(20.0)  # all of them are at the broker, and confirmed
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
     return (held - before) / 1024 / count
+
+
+@asynccontextmanager
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> AsyncIterator[None]:
+    """Cancel the tasks at the end of the block."""
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def sleeping() -> None:
+    """Measure the memory that a call which sleeps for a day takes at its worker, by `tracemalloc` there."""
+    count = 1000
+    async with fleet(1, 100):
+        await functions.traced()  # it begins there
+        for name, sleep in {"plain": functions.sleeper, "resume=True": functions.resuming_sleeper}.items():
+            held = []
+            for number in (count // 10, 0, count):  # the first ones have made all that is made once
+                async with _cancelled([asyncio.create_task(sleep(86_400.0)) for _ in range(number)]):
+                    held.append(await functions.settled(number))
+            each = (held[2] - held[1]) / 1024 / count
+            print(f"{name:<12} {each:.2f} KiB for each of {count} calls that sleep", flush=True)
 
 
 async def payloads() -> None:
@@ -431,22 +453,21 @@ async def streams() -> None:
 async def idle() -> None:
     """Measure the CPU time that waiting awaits take."""
     client = psutil.Process()
-    async with fleet(1, 10_000) as [worker]:
-        tasks = [asyncio.create_task(functions.nap(3600.0)) for _ in range(10_000)]
+    async with (
+        fleet(1, 10_000) as [worker],
+        _cancelled([asyncio.create_task(functions.nap(3600.0)) for _ in range(10_000)]),
+    ):
         await asyncio.sleep(10.0)
         before, begun = (cpu(client), cpu(worker)), time.perf_counter()
         await asyncio.sleep(40.0)  # past the first round of asking for them
         seconds = time.perf_counter() - begun
         shares = [100 * (cpu(p) - then) / seconds for p, then in zip((client, worker), before, strict=True)]
         print(f"10 000 calls that wait: client {shares[0]:.2f} %, worker {shares[1]:.2f} % of a processor")
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
 
 
 STUDIES = {
     function.__name__: function
-    for function in (fairness, width, watching, memory, payloads, recursion, resuming, streams, idle)
+    for function in (fairness, width, watching, memory, sleeping, payloads, recursion, resuming, streams, idle)
 }
 
 

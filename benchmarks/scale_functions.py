@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import linecache
 import os
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import atasks
 from atasks import atask
@@ -14,6 +18,7 @@ from benchmarks.child import amqp_url, main
 __all__ = [
     "CONCURRENCY",
     "ZSTD",
+    "asleep",
     "echo",
     "fib",
     "long_nap",
@@ -22,7 +27,11 @@ __all__ = [
     "parent",
     "quick_nap",
     "resuming_parent",
+    "resuming_sleeper",
     "same",
+    "settled",
+    "sleeper",
+    "traced",
 ]
 
 CONCURRENCY = "ATASKS_BENCH_CONCURRENCY"
@@ -58,6 +67,46 @@ async def quick_nap() -> None:
 @atask
 async def long_nap() -> None:
     await asyncio.sleep(1.0)
+
+
+@atask
+async def sleeper(seconds: float) -> None:
+    """Sleep without a slot."""
+    await atasks.sleep(seconds)
+
+
+@atask(resume=True)
+async def resuming_sleeper(seconds: float) -> None:
+    """Sleep in a call that resumes, whose journal has the end of the pause."""
+    await atasks.sleep(seconds)
+
+
+@atask
+async def asleep() -> int:
+    """Return the number of timers of this worker's event loop that are due in an hour or later."""
+    loop: Any = asyncio.get_running_loop()
+    return sum(timer.when() > loop.time() + 3600 for timer in loop._scheduled)
+
+
+@atask
+async def traced() -> int:
+    """Return the bytes that this worker has allocated since this was asked for the first time, and holds."""
+    if not tracemalloc.is_tracing():
+        tracemalloc.start()
+    linecache.clearcache()  # the watchdog looks there what has blocked the event loop
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+async def settled(sleepers: int) -> int:
+    """Return the bytes that the worker holds when so many of its calls sleep, once that changes no more."""
+    before = 0
+    while True:
+        await asyncio.sleep(5.0)
+        held = await traced()
+        if await asleep() == sleepers and abs(held - before) < 10_000:
+            return held
+        before = held
 
 
 @atask

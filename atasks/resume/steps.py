@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from atasks.checks import validate_number
 from atasks.codecs.base import ends_here
@@ -16,6 +16,9 @@ from atasks.resume.journal import Journal, journal_here, journal_of
 from atasks.resume.naming import content, name_of
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.outcome import raised, returned
+
+if TYPE_CHECKING:
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["once", "sleep"]
 
@@ -128,29 +131,35 @@ async def sleep(seconds: float) -> None:
         return
     validate_number("seconds", seconds)
     run.park()  # by hand, as what follows: many calls may sleep for long, and each object more costs each of them
-    timer: asyncio.TimerHandle | None = None
+    pause: _Pause | None = None
     try:
         if run.atask is not None and run.atask.resume:
-            seconds = await _left(journal_of(run), seconds)
-        if seconds > 0:
-            over = run.loop.create_future()
-            timer = run.loop.call_later(seconds, _end, over, context=run.worker.no_context)
-            await over
+            pause = await _left(run, journal_of(run), seconds)
         else:
-            await asyncio.sleep(seconds)
+            pause = _Pause(run, seconds)
+        await pause
     finally:
-        if timer is not None:
-            timer.cancel()
+        if pause is not None:
+            pause.timer.cancel()
         await run.unpark()
 
 
-def _end(pause: asyncio.Future[None]) -> None:
-    if not pause.done():
-        pause.set_result(None)
+class _Pause(asyncio.Future[None]):
+    """A future that its timer ends by calling it, and needs nothing else for that."""
+
+    __slots__ = ("timer",)
+
+    def __init__(self, run: HeldCall, seconds: float) -> None:
+        super().__init__(loop=run.loop)
+        self.timer = run.loop.call_later(seconds, self, context=run.worker.no_context)
+
+    def __call__(self) -> None:
+        if not self.done():
+            self.set_result(None)
 
 
-async def _left(journal: Journal, seconds: float) -> float:
-    """The seconds that are left of a pause, whose end is put into the journal if an earlier run has not."""
+async def _left(run: HeldCall, journal: Journal, seconds: float) -> _Pause:
+    """Begin what is left of a pause, whose end is put into the journal if an earlier run has not."""
     step = journal.names.of("atasks.sleep", None, repr(float(seconds)).encode())
     step, reply = await journal.find(step, "atasks.sleep")
     if reply is None:
@@ -158,4 +167,4 @@ async def _left(journal: Journal, seconds: float) -> float:
         await journal.keep(Reply(VERSION, step, Status.VALUE, repr(until).encode()))
     else:
         until = float(reply.payload)
-    return max(until - time.time(), 0.0)
+    return _Pause(run, max(until - time.time(), 0.0))

@@ -44,13 +44,23 @@ async def execute(run: HeldCall) -> None:
             run.started = time.perf_counter()
             if run.atask is not None and run.atask.has_policies:
                 reply = await _serve_by_policies(run, run.atask)
-            else:
-                reply = await _serve(run)
+            else:  # as `_serve`, without a coroutine of its own: each call that waits would keep it
+                result = await _begin(run)
+                if type(result) is Reply:
+                    reply = result
+                else:
+                    try:
+                        result = await result
+                    except asyncio.CancelledError:
+                        raise
+                    except BaseException as error:
+                        reply = await _raised(run, error)
+                    else:
+                        worker = run.worker
+                        reply = await returned(run.call, worker.router.codec, worker.id, result, worker.transport)
             size, limit = len(reply.payload), run.worker.transport.max_payload
             if size > limit:
-                what = f"the result of {run.call.task} has"
-                message = over_limit(what, size, limit, "return a reference")
-                reply = status(run, Status.TOO_LARGE, message)
+                reply = _too_large(run, size, limit)
             else:
                 reply.run_us = int((time.perf_counter() - run.started) * 1e6)
                 if run.ever_parked:
@@ -88,6 +98,22 @@ async def _serve_by_policies(run: HeldCall, task: BaseTask[..., Any]) -> Reply:
 
 
 async def _serve(run: HeldCall) -> Reply:
+    """Serve the call, for a policy."""
+    result = await _begin(run)
+    if type(result) is Reply:
+        return result
+    try:
+        result = await result
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return await _raised(run, error)
+    return await returned(run.call, run.worker.router.codec, run.worker.id, result, run.worker.transport)
+
+
+async def _begin(run: HeldCall) -> Any:
+    """Call the function. Returns the reply if the call has ended; else the object that is to be awaited for what
+    the function returns."""
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
     executor, around, codec = task.executor, task._space.around_runs, worker.router.codec
@@ -114,8 +140,8 @@ async def _serve(run: HeldCall) -> Reply:
             result = task.local(*args, **kwargs)
         else:
             result = await worker.pools.in_thread(run, task.local, args, kwargs)
-        args = kwargs = None  # the function has them, for as long as it likes
         if call.credit:
+            args = kwargs = None  # the function has them, for as long as it likes
             from atasks.worker.producing import produce
 
             reply = await produce(run, codec, result)
@@ -123,25 +149,33 @@ async def _serve(run: HeldCall) -> Reply:
                 return reply
             result = None
         elif type(result) is CoroutineType or inspect.isawaitable(result):
-            result = await result
+            return result
     except asyncio.CancelledError:
         raise
     except BaseException as error:
-        if _thrown_away(run, error):
-            raise
-        _raised(run, error)
-        return await raised(call, codec, worker.id, error, worker.transport.max_payload)
+        return await _raised(run, error)
     finally:
         args = kwargs = None
     return await returned(call, codec, worker.id, result, worker.transport)
 
 
-def _raised(run: HeldCall, error: BaseException) -> None:
-    """Tell those whom it concerns that the function has raised."""
+async def _raised(run: HeldCall, error: BaseException) -> Reply:
+    """Tell those whom it concerns that the function has raised. Returns its reply; raises the error if there is
+    nobody any more to whom it could be told."""
+    if _thrown_away(run, error):
+        raise error
     if run.journal is not None:
         run.journal.raised(error)
     if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not run.call.orphan:  # else it is logged anyway
         _log("%s raised after it was cancelled, so its caller may not get the exception", run, error)
+    worker = run.worker
+    return await raised(run.call, worker.router.codec, worker.id, error, worker.transport.max_payload)
+
+
+def _too_large(run: HeldCall, size: int, limit: int) -> Reply:
+    """The reply of a function whose result has more bytes than a message may have."""
+    what = f"the result of {run.call.task} has"
+    return status(run, Status.TOO_LARGE, over_limit(what, size, limit, "return a reference"))
 
 
 def _log(message: str, run: HeldCall, error: BaseException) -> None:
