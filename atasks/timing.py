@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import count, dropwhile
 from typing import Final, Literal
 
@@ -13,6 +14,7 @@ from atasks.errors import NotSupported
 
 __all__ = ["Timing"]
 
+DAY: Final = 24 * 3600.0
 SHORTEST: Final = 0.1
 LONGEST: Final = 10 * 365 * 24 * 3600.0
 MAX_CRON: Final = 1000
@@ -63,7 +65,7 @@ class Timing:
     def ticks(self, moment: float) -> Iterator[float]:
         """The ticks later than this, in their order."""
         if isinstance(self.every, str):
-            found = (tick.timestamp() for tick in self._cron(moment))
+            found = self._cron(moment)
         else:
             first = math.floor(moment / self.every) - 1  # the quotient is rounded, and may be one off
             found = (round(number * self.every, 6) for number in count(first))
@@ -77,7 +79,7 @@ class Timing:
         except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
             raise ValueError(f"tz={self.tz!r} is no time zone that is known here, as 'Europe/Berlin' is") from None
 
-    def _cron(self, moment: float) -> Iterator[datetime]:
+    def _cron(self, moment: float) -> Iterator[float]:
         try:
             from cronsim import CronSim, CronSimError
         except ImportError:
@@ -89,10 +91,39 @@ class Timing:
         try:
             if len(self.every.split()) == 6:
                 raise CronSimError("a sixth one would be for seconds")
-            begin = datetime.fromtimestamp(moment, self._zone())
-            found: Iterator[datetime] = CronSim(self.every, begin)
+            zone = self._zone()
+            found: Iterator[datetime] = CronSim(self.every, datetime.fromtimestamp(moment, zone))
         except CronSimError as error:
             raise ValueError(
                 f"every={self.every!r} is no cron expression ({error}): five fields, as in '*/5 * * * *'"
             ) from None
-        return found
+        if any(field.startswith("*") for field in self.every.split()[:2]):
+            return self._through(moment, zone)
+        return (tick.timestamp() for tick in found)
+
+    def _through(self, begin: float, zone: tzinfo) -> Iterator[float]:
+        """The ticks of an expression that goes on through changes of the clocks, between which clocks have a fixed
+        distance to UTC. Over a change cronsim goes from hour to hour: where clocks change by half an hour, past
+        half of the ticks of an hour."""
+        from cronsim import CronSim
+
+        assert isinstance(self.every, str)
+        while True:
+            offset, same = _offset(zone, begin), begin  # the offset is known to be the same until then
+            for tick in CronSim(self.every, datetime.fromtimestamp(begin - 1, timezone(offset))):
+                found = tick.timestamp()
+                while same < found and _offset(zone, later := min(same + DAY, found)) == offset:
+                    same = later
+                if same < found:
+                    break
+                yield found
+            else:
+                return
+            seconds = range(math.floor(same), math.ceil(later) + 1)
+            begin = seconds[bisect_left(seconds, True, key=lambda second: _offset(zone, second) != offset)]
+
+
+def _offset(zone: tzinfo, moment: float) -> timedelta:
+    offset = datetime.fromtimestamp(moment, zone).utcoffset()
+    assert offset is not None
+    return offset

@@ -8,10 +8,10 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import datetime
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -79,6 +79,47 @@ def test_an_hour_that_comes_twice() -> None:
     assert ticks(Timing("30 2 * * *", tz="Europe/Berlin"), moment("2026-10-25T02:10", fold=1), 1) == [
         "2026-10-26T02:30:00+01:00"
     ]
+
+
+CHANGES = [
+    ("Australia/Lord_Howe", "2026-04-05T02:00"),  # by half an hour
+    ("Australia/Lord_Howe", "2026-10-04T02:00"),
+    ("America/Santiago", "2026-09-06T00:00"),  # no midnight
+    ("America/Santiago", "2026-04-04T23:00"),
+    ("Europe/Berlin", "2026-10-25T02:00"),
+    ("America/Caracas", "2016-05-01T02:30"),  # for good
+]
+
+
+@pytest.mark.parametrize(("zone", "change"), CHANGES)
+@pytest.mark.parametrize(
+    ("every", "minutes", "hours", "weekdays"),
+    [
+        ("*/10 2 * * *", range(0, 60, 10), [2], range(7)),
+        ("0 */2 * * *", [0], range(0, 24, 2), range(7)),
+        ("0 */6 * * *", [0], range(0, 24, 6), range(7)),
+        ("*/5 0 * * *", range(0, 60, 5), [0], range(7)),
+        ("*/20 0 * * 0", range(0, 60, 20), [0], [0]),
+        ("*/30 23 * * 6", range(0, 60, 30), [23], [6]),
+        ("15 * * * *", [15], range(24), range(7)),
+    ],
+)
+def test_expressions_that_go_on_have_the_ticks_of_a_clock(
+    every: str, minutes: Collection[int], hours: Collection[int], weekdays: Collection[int], zone: str, change: str
+) -> None:
+    """A clock is looked at each minute."""
+    tz = ZoneInfo(zone)
+    middle = datetime.fromisoformat(change).replace(tzinfo=tz).timestamp()
+    begin, end = middle - 26 * 3600, middle + 26 * 3600
+    expected = []
+    for minute in range(int(begin) + 60, int(end), 60):
+        clock = datetime.fromtimestamp(minute, tz)
+        if clock.minute in minutes and clock.hour in hours and clock.isoweekday() % 7 in weekdays:
+            expected.append(float(minute))
+    timing = Timing(every, tz=zone)
+    assert list(takewhile(lambda tick: tick < end, timing.ticks(begin))) == expected
+    for tick, following in pairwise(expected):
+        assert timing.after(tick) == timing.after(tick + 0.5) == timing.after(following - 0.5) == following
 
 
 @pytest.mark.parametrize("every", [0.1, 1, 7.3, 30.0, 86_400])
