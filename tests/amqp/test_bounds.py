@@ -11,8 +11,10 @@ import pytest
 
 from atasks import MsgpackCodec
 from atasks.testing import Site, soon, until
+from atasks.testing.site import PATIENCE
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.worker.stored_replies import LATER
 from atasks.wire import Status
 from tests.amqp.peer import Peer
 
@@ -162,3 +164,20 @@ async def test_calls_of_unknown_atasks_ask_the_broker_for_other_workers_together
         assert {fields[3] for fields in found} == {Status.UNKNOWN_TASK}
         assert await _make(make_site, 5) == 5
         assert asked.count(make_site.worker.transport.session.topology.solo("default")) < 100
+
+
+async def test_calls_for_a_database_that_is_not_known_wait_elsewhere(make_site: Site, peer: Peer) -> None:
+    """And not in the window of a worker, for a second each time: good calls waited behind 3 000 of them for a
+    minute, for as long as these were there."""
+    async with make_site.open(concurrency=5):
+        for number in range(300):
+            await peer.send(call(f"id-{number}", 1), reply_to=f"{peer.prefix}.stored")
+        transport = make_site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        link, level = transport.session.link, transport.session.topology.delay(LATER.bit_length() - 1)
+        assert link is not None
+        async with asyncio.timeout(PATIENCE):
+            while await link.queue_state(level) != (300, 0):
+                await asyncio.sleep(0.05)
+        assert make_site.worker.bad_messages == 0
+        assert await _make(make_site, 5) == 5

@@ -9,7 +9,7 @@ import pytest
 
 from atasks import current_call, event
 from atasks.testing import Site, soon, until
-from atasks.transport.backends.amqp.worker.replies import ReturnedRequest
+from atasks.transport.backends.amqp.worker.returned_request import ReturnedRequest
 from tests.amqp.peer import Peer
 
 GROUP = "events:paid:billing"

@@ -16,7 +16,7 @@ import atasks
 from atasks import UnknownRun, atask
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.worker.replies import ReturnedRequest
+from atasks.transport.backends.amqp.worker.returned_request import ReturnedRequest
 from tests.broker import Broker
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy

@@ -9,7 +9,7 @@ from atasks.worker.served_tasks import ServedTasks
 
 
 def test_names_that_resemble_unknown_ones_are_not_searched_for_each_call(namespace: str) -> None:
-    """A search among 1 500 took 50 ms, for a message of 40 bytes."""
+    """A search among 1 500 took 33 ms, for a message of 40 bytes."""
     router = Router(namespace)
     for number in range(1500):
         router.registry.register(f"shop.orders.tasks.task_{number}")

@@ -64,6 +64,12 @@ class CallDelivery:
         else:
             self._republish(call, self._replies.station.session.topology.pool(consumer.queue, executor))
 
+    def postpone(self, call: Call, ticks: int) -> None:
+        """Have it come again after so many ticks; the levels for that are declared."""
+        self.request.ended()
+        work = self._replies.station.session.topology.work(self.queue)
+        self._replies.republish(call, self.request, work, False, self.request.over, ticks)
+
     def charge(self, call: Call) -> None:
         """Return the call to the queue with one more attempt, the last one to that of calls that run alone."""
         call.attempt += 1

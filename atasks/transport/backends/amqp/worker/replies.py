@@ -22,7 +22,8 @@ from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.copies import Copies
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
 from atasks.transport.backends.amqp.worker.refused_replies import RefusedReplies
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Report, Status, describe
+from atasks.transport.backends.amqp.worker.returned_request import ReturnedRequest
+from atasks.wire import CONTENT_TYPE, Call, End, Item, Reply, Report, Status
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
@@ -40,7 +41,6 @@ REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 REPORT_BYTES: Final = 1000
 """A guess."""
-REFUSED_PAUSE: Final = 0.5
 
 Answer = tuple[Reply | End, "RequestMessage | None"]
 """A reply, and what it settles; None: it was sent before, and settles nothing."""
@@ -171,9 +171,12 @@ class Replies:
         for batch in _batches([(reply, None) for reply in replies]):
             self.send_replies(reply_to, batch, 1, key)
 
-    def republish(self, call: Call, request: RequestMessage, queue: str, charged: bool, over: str) -> None:
+    def republish(
+        self, call: Call, request: RequestMessage, queue: str, charged: bool, over: str, ticks: int = 0
+    ) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
-        is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
+        is the same copy of a later attempt as before; `over` names the beginning that has ended with this.
+        `ticks`: it is there after so many of them, and the levels that hold it meanwhile are declared."""
         number = self.station.number()
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
@@ -185,7 +188,7 @@ class Replies:
             correlation_id=over or None,
         )
         self.copies.add(str(properties.message_id), request)
-        self.station.put(ReturnedRequest(self, call, queue, properties, request))
+        self.station.put(ReturnedRequest(self, call, queue, properties, request, ticks))
 
     def dead_letter(self, message: DeliveredMessage, acks: Acks, queue: str) -> None:
         """Keep what can be neither read nor answered for people to look at."""
@@ -439,61 +442,3 @@ class ReportMessage(MessageToCaller):
 
     def rejected(self, refusal: Refusal) -> None:
         self.settle()
-
-
-class ReturnedRequest(Outgoing):
-    """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
-
-    __slots__ = ("_replies", "call", "request")
-
-    def __init__(
-        self, replies: Replies, call: Call, key: str, properties: Basic.Properties, request: RequestMessage
-    ) -> None:
-        super().__init__(wire.encode([call]), key, properties, key=request.voice)
-        self._replies = replies
-        self.call = call
-        self.request = request
-
-    def prepare(self) -> bool:
-        """If the link was lost while it waited to leave, the broker delivers the original again."""
-        return self.request.in_hand
-
-    def confirmed(self) -> None:
-        self.request.settled()
-        if self.request.unsettled:
-            self._replies.parted(self.request)
-
-    returned = confirmed
-
-    def refused(self) -> None:
-        """The queue is full: the delivery goes back as it came, a little later so that this does not spin. While
-        other calls of its message are in hand, which would begin again elsewhere, this one is sent once more. Not
-        if the link is lost by then: the broker delivers the original again."""
-        self.request.stuck += 1
-        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self._go_back)
-
-    def _go_back(self) -> None:
-        request = self.request
-        if request.stuck == request.unsettled or not request.in_hand:
-            request.requeue()
-        elif request.unsettled:
-            request.stuck -= 1
-            again = ReturnedRequest(self._replies, self.call, self.routing_key, self.properties, request)
-            self._replies.station.put(again)
-
-    def rejected(self, refusal: Refusal) -> None:
-        """No worker can be given it: its caller is told."""
-        reason = str(refusal.error(self.call.task, len(self.body)))
-        reply = wire.ended(self.call.id, Status.FAILED, reason, self._replies.station.worker.id)
-        self._replies.reply(reply, self.request)
-
-    def stranded(self, arrived: bool) -> bool:
-        """Sent twice, it might run twice."""
-        if not arrived and self.call.delivery != AT_MOST_ONCE:
-            return True
-        self.request.settled()
-        return False
-
-    def lost(self) -> bool:
-        logger.debug("%s may be at the broker twice: it was given back, unconfirmed", describe(self.call))
-        return False  # the broker delivers the original again

@@ -103,7 +103,7 @@ class Serving:
             self.replies.elsewhere[session.topology.stored] = self._stored.put
         else:
             self._unanswerable.add(session.topology.stored)
-        self._missing_store = MissingStore(lambda delivery, call: delivery.give_back(call))
+        self._missing_store = MissingStore(self.replies)
         self.telling = Telling(self.station)
         self._stopping = False
         self._executors = worker.served.executors
@@ -412,6 +412,7 @@ class Serving:
         await self._paused.close()
         await self.doubts.close()
         await self.kept.close()
+        await self._missing_store.close()
         if self._stored is not None:
             await self._stored.close()
         await self.unavailable.close()

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from atasks.errands import Errands
 from atasks.errors import NotConnected, RecordsUnavailable
+from atasks.transport.backends.amqp.broker.delays import declare_levels, level_of
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.wire import Call, End, Reply
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.link import Link
     from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+    from atasks.transport.backends.amqp.worker.replies import Replies
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 
 __all__ = ["MissingStore", "Store", "StoredReplies"]
@@ -20,7 +24,9 @@ __all__ = ["MissingStore", "Store", "StoredReplies"]
 logger = logging.getLogger("atasks.records")
 
 PAUSE: Final = 1.0
-"""Seconds between two attempts to write what the database has refused, and before a call is left to others."""
+"""Seconds between two attempts to write what the database has refused, or to delay a call."""
+LATER: Final = 1 << 7
+"""Ticks, of 0.1 s, after which a call comes again that this worker leaves to others."""
 REMIND_SECONDS: Final = 60.0
 
 
@@ -86,14 +92,22 @@ class StoredReplies:
 
 
 class MissingStore:
-    """Leaves calls whose records are in a database to workers that know one: this one does not."""
+    """Leaves calls whose records are in a database to workers that know one: this one does not.
 
-    def __init__(self, give_back: Callable[[CallDelivery, Call], None]) -> None:
-        self._give_back = give_back
+    Each goes to the queues of what is delayed for a while, and not back at once: so it neither spins between
+    workers, nor waits here in the place of calls that this worker can run.
+    """
+
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
+        self._link: Link | None = None
+        """The one over which the levels were declared."""
+        self._lock = asyncio.Lock()
+        self._errands = Errands("atasks call for a database")
         self._told = -REMIND_SECONDS
 
     def leave(self, call: Call, delivery: CallDelivery) -> None:
-        """Give the call back, a little later, so that it does not spin between workers."""
+        """Have the call come again later, to whoever is there then."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._told + REMIND_SECONDS:
             self._told = loop.time()
@@ -102,4 +116,25 @@ class MissingStore:
                 "others, so start it with records=, --records or $ATASKS_RECORDS",
                 delivery.queue,
             )
-        loop.call_later(PAUSE, self._give_back, delivery, call)
+        link = self._replies.station.link
+        if link is not None and link is self._link:
+            delivery.postpone(call, LATER)
+        else:
+            self._errands.start(self._leave(call, delivery, link))
+
+    async def close(self) -> None:
+        """Leave nothing more: the broker has the calls."""
+        await self._errands.cancel()
+
+    async def _leave(self, call: Call, delivery: CallDelivery, link: Link | None) -> None:
+        try:
+            async with self._lock:
+                if link is not None and link is not self._link:
+                    await declare_levels(link, self._replies.station.session.topology, level_of(LATER))
+                    self._link = link
+        except CLIENT_ERRORS as error:
+            logger.warning("a call cannot be delayed, and goes back to its queue: %s", error)
+            await asyncio.sleep(PAUSE)
+            delivery.give_back(call)
+        else:
+            delivery.postpone(call, LATER)
