@@ -109,7 +109,8 @@ class Timing:
 
         assert isinstance(self.every, str)
         while True:
-            offset, same = _offset(zone, begin), begin  # the offset is known to be the same until then
+            offset = _offset(zone, begin)
+            same = later = begin  # the offset is known to be the same until then
             for tick in CronSim(self.every, datetime.fromtimestamp(begin - 1, timezone(offset))):
                 found = tick.timestamp()
                 while same < found and _offset(zone, later := min(same + DAY, found)) == offset:
