@@ -141,6 +141,7 @@ class Journal:
         is no room for one more result."""
         while not self._is_open:
             await self._in_hand(self._opened())
+        known = step in self._spent
         while step in self._spent:
             step = again(step)
         self.names.given[step] = True
@@ -154,7 +155,7 @@ class Journal:
             what = f"the results in the journal of {self._run.call.task} have"
             advice = "return references instead, or divide the call"
             raise PayloadTooLarge(over_limit(what, self._size, MAX_BYTES, advice))
-        if self._left and step not in self._sent:
+        if self._left and not known and step not in self._sent:
             await self._miss(task)
         return step, None
 
@@ -162,6 +163,12 @@ class Journal:
         """The step of that id is done: return when that is safe."""
         self._count(reply)
         await self._in_hand(self._journals.add(self.name, reply))
+
+    def spend(self, step: str) -> None:
+        """The step has ended without a result to keep: the next run makes it again, under another id. Not if the
+        run ends only here."""
+        if not self._stays():
+            self._journals.spend(self.name, wire.ended(step, Status.CANCELLED, "its await has ended"))
 
     async def begun(self, step: str, name: str) -> bool:
         """Say whether an earlier run has begun this step, which is put into the journal otherwise."""
@@ -194,9 +201,15 @@ class Journal:
                 f"{call.task} was called by an earlier run: it may have run, and runs at most once", 1
             )
         if transport is not self._run.worker.transport:  # of another broker: nothing there knows of this journal
-            reply = await transport.request(call, options)
+            try:
+                reply = await transport.request(call, options)
+            except BaseException:
+                self.spend(call.id)
+                raise
             if lasts(reply):
                 await self.keep(reply)
+            else:
+                self.spend(call.id)
             return reply
         call.orphan = RUN
         return await self._made(call, options, sent=sent)
@@ -207,8 +220,8 @@ class Journal:
         try:
             reply = await self._journals.request(self.name, call, options, sent=sent, stays=self._stays, held=held)
         except BaseException:
-            if self.names.given.get(call.id) and not self._stays():  # it has no reply: the next run makes it again
-                self._journals.spend(self.name, wire.ended(call.id, Status.CANCELLED, "its await has ended"))
+            if self.names.given.get(call.id):
+                self.spend(call.id)
             raise
         self._count(reply)
         return reply

@@ -102,8 +102,12 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
         async with Parked():
             await journal.keep(reply)
         raise
+    except BaseException:
+        journal.spend(step)
+        raise
     reply = await returned(call, router.codec, worker, result)
     if reply.status != Status.VALUE:
+        journal.spend(step)
         await router.outcome(reply, call)  # it raises
     async with Parked():
         await journal.keep(reply)

@@ -294,37 +294,38 @@ class ResumeCases(Cases):
             assert await soon(parent(["a", "b"])) == (found, "of the code now")
 
     async def test_a_call_without_a_result_is_made_again(self, site: Site) -> None:
-        made: list[str] = []
+        """The code has not changed: with `strict` too, and where a later step has ended."""
+        steps, made = Steps(site), list[str]()
 
-        @site.atask
         async def first_in_vain(ending: str) -> Any:
             made.append(ending)
             if len(made) % 2 == 0:
                 return ending
-            if ending == "unencodable":
-                return threading.Lock()
-            return await asyncio.Event().wait()
+            return threading.Lock() if "unencodable" in ending else await asyncio.Event().wait()
 
-        @site.atask(resume=True, retry=AGAIN)
+        remote = site.atask(name="first_in_vain")(first_in_vain)
+
+        @site.atask(resume="strict", retry=AGAIN)
         async def parent(ending: str) -> Any:
             first = current_call().try_ == 1
-            call = asyncio.ensure_future(
-                first_in_vain.options(timeout=0.3 if first and ending == "late" else 60)(ending)
-            )
-            if first and ending == "cancelled":
-                await until(lambda: made[-1:] == ["cancelled"], "it runs")
+            there = remote.options(timeout=0.3 if first and ending == "late" else 60)
+            call = asyncio.ensure_future(once(first_in_vain, ending) if "local" in ending else there(ending))
+            if first and "cancelled" in ending:
+                await until(lambda: made[-1:] == [ending], "it runs")
                 call.cancel()
             await asyncio.wait([call])
+            await steps.step(ending)
             interrupted()
             return await call
 
         async with site.open():
             if self._keeps_no_journals(site):
                 return
-            for ending in ("cancelled", "late", "unencodable"):
+            endings = ["cancelled", "late", "unencodable", "local, cancelled", "local, unencodable"]
+            for ending in endings:
                 assert await soon(parent(ending)) == ending
                 assert made[-2:] == [ending, ending]
-            assert len(made) == 6
+            assert (len(made), steps.made) == (10, endings)
 
     async def test_a_pause_goes_on_where_it_was(self, site: Site) -> None:
         loop = asyncio.get_running_loop()
