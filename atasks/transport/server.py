@@ -187,8 +187,8 @@ class Server(Protocol):
         alone: bool = False,
         permit: Callable[[], Coroutine[Any, Any, bool]] | None = None,
     ) -> None:
-        """Take a call in hand, which may be one that is in hand already. `alone`: nothing may run beside it, and
-        then `permit` is awaited before it begins, and may refuse it. Never raises."""
+        """Take a call in hand, which may be one that is in hand already. `alone`: nothing may run beside it.
+        `permit` is awaited before it begins, and may refuse it. Never raises."""
         ...
 
     def cancel(self, call_id: str) -> None:

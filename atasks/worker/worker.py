@@ -257,7 +257,7 @@ class Worker:
         permit: Callable[[], Coroutine[Any, Any, bool]] | None = None,
     ) -> None:
         """A request has arrived: run it as soon as there is a slot, and a place in its pool, or, if `alone`, as
-        soon as nothing else runs; then `permit` may still refuse it. Never raises and never waits."""
+        soon as nothing else runs; `permit` may still refuse it then. Never raises and never waits."""
         call_id = call.id
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
@@ -294,7 +294,7 @@ class Worker:
             row = self.counters.row(UNKNOWN if task is None else call.task)
         row[RECEIVED] += 1
         deadline = None if call.timeout_ms is None else self._deadline(call, delivery)
-        run = HeldCall(self, call, (delivery,), self.loop, task, row, deadline)
+        run = HeldCall(self, call, (delivery,), self.loop, task, row, deadline, permit=permit)
         if self.watching is not None:
             self.watching.held("received", run)
         self._held[call_id] = run
@@ -302,7 +302,6 @@ class Worker:
             run.task = apart(self._pass_on(run), "atasks pass on")
         elif alone:
             run.alone = True
-            run.permit = permit
             run.patient_until = max(self.loop.time(), self._turns.latest) + ALONE_PATIENCE
             self.loop.call_at(run.patient_until, self._fill, context=self.no_context)
             self._backlog.add(run)

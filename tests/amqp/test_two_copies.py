@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,12 +75,12 @@ class TwoCopies:
         await until(lambda: self.halfway, "the call has made its first step")
         return worker, running
 
-    async def send_copy_to(self, worker: Worker, attempt: int = 2) -> None:
+    async def send_copy_to(self, worker: Worker, attempt: int = 2, sent_ms: int = 0) -> None:
         """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
         (call_id,) = set(self.inner_ids)
         for _ in range(10):
             if not worker.holds(call_id):
-                await self.send_copy(attempt)
+                await self.send_copy(attempt, sent_ms)
                 await sleep(0.2)
         assert worker.holds(call_id)
 
@@ -92,10 +93,10 @@ class TwoCopies:
         """The queue of its journal."""
         return journal_queue(self.site, self.outer_id())
 
-    async def send_copy(self, attempt: int = 2) -> None:
+    async def send_copy(self, attempt: int = 2, sent_ms: int = 0) -> None:
         """Send a copy of the inner call to its queue."""
         (call_id,) = set(self.inner_ids)
-        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
+        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, sent_ms]
         copy += [attempt, 3, 0, 1]
         reply_to = journal_address(self.site, self.outer_id())
         properties = {"message_id": f"copy{next(self.numbers)}", "reply_to": reply_to}
@@ -145,6 +146,32 @@ async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_st
         copies.rest.set()
         await soon(other)
         await until(lambda: not second.held, "the copy is dropped")
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
+
+
+@pytest.mark.parametrize("begins", ["before the standstill is noticed", "after"])
+async def test_a_step_that_came_just_now_does_not_begin_if_it_ended_elsewhere_while_its_worker_stood_still(
+    site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch, begins: str
+) -> None:
+    """The broker takes a worker that stands still for dead, and the worker hears of that later than it goes on."""
+    if begins != "after":
+        monkeypatch.setattr(KeptCalls, "doubt", lambda _: None)
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        _, running = await copies.begin()
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy())
+        await soon(copies.is_busy.wait())
+        await copies.send_copy_to(second, attempt=1, sent_ms=int(time.time() * 1000))
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await sleep(0.5)  # its reply is safe
+        asyncio.get_running_loop().call_soon(time.sleep, 2.5)
+        copies.rest.set()
+        await soon(other)
+        await until(lambda: not second.held or len(copies.inner_ids) > 1, "the copy is dropped, or begins")
         assert len(copies.inner_ids) == 1
         copies.end.set()
         assert await soon(running) == 3

@@ -176,7 +176,7 @@ class Attempts:
             self._station.adapt_window()
             await self._ask_before(call, claim.deliveries, wait)
         else:
-            permit = partial(self._begin, call, claim, answer)
+            permit = partial(self._begin, call, claim, answer) if consumer.solo else None
             for each in claim.deliveries:  # the first delivery starts the run, which adopts the other deliveries
                 self._station.worker.deliver(call, each, consumer.solo, permit)
         self._station.adapt_window()

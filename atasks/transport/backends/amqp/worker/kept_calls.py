@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
@@ -37,8 +39,8 @@ UNKNOWN_PAUSE: Final = 1.0
 FRESH_SECONDS: Final = 0.1
 """For so long a call is believed not to have ended."""
 STOOD_STILL_SECONDS: Final = 1.0
-"""If a look took longer, this process may have stood still since it was answered: the broker may have given the
-call to others meanwhile."""
+"""If a look took longer, or a round is so late, this process may have stood still: the broker may have given its
+calls to others meanwhile, and the link may be lost without a word of that."""
 EMPTIED: Final = "emptied"
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
@@ -59,10 +61,21 @@ class KeptCalls:
         self._attempts = attempts
         self._due: dict[str, float] = {}
         """Call in hand -> when to look at its record (event loop time)."""
+        self._turned = math.inf
+        """When the event loop turned last, as far as that was noticed (its time)."""
         self._errands = Errands("atasks kept call")
         self._stopped = False
 
     # -- before they begin
+
+    def permit(self, call: Call, delivery: CallDelivery) -> Callable[[], Coroutine[Any, Any, bool]] | None:
+        """Return the permit of a call that is not looked for when it comes: the call begins unless it has ended
+        elsewhere while this process stood still. None: nothing keeps word of its end."""
+        return partial(self._is_still_here, call.id) if self._looks_for(call, delivery) else None
+
+    async def _is_still_here(self, call_id: str) -> bool:
+        late = asyncio.get_running_loop().time() - self._turned > ROUND_SECONDS + STOOD_STILL_SECONDS
+        return not late or await self._may_begin(call_id, again=True, looked=0.0)
 
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
@@ -214,9 +227,18 @@ class KeptCalls:
             self._station.worker.cancel(call.id)
         return min(record.expires / 3, LONGEST_PAUSE)
 
+    async def notice(self) -> None:
+        """Doubt all that waits here whenever this process has stood still, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._turned = loop.time()
+            await asyncio.sleep(ROUND_SECONDS)
+            if loop.time() - self._turned > ROUND_SECONDS + STOOD_STILL_SECONDS:
+                self.doubt()
+
     def doubt(self) -> None:
-        """The link is gone: what waits here for its turn, or for a token, is given to workers again, and may end
-        elsewhere. Such calls look for that before they begin."""
+        """The link is gone, or may be: what waits here for its turn, or for a token, is given to workers again and
+        may end elsewhere. Such calls look for that before they begin."""
         for run in self._station.worker.runs:
             self._doubt(run, again=True)
 

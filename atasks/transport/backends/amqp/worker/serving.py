@@ -145,6 +145,7 @@ class Serving:
             asyncio.create_task(self._leases.run(), name="atasks leases"),
             asyncio.create_task(self.unavailable.run(), name="atasks unavailable queues"),
             asyncio.create_task(self.kept.run(), name="atasks kept calls"),
+            asyncio.create_task(self.kept.notice(), name="atasks standstill"),
         ]
 
     # -- life
@@ -551,7 +552,8 @@ class Serving:
         ):
             return
         elif not self.attempts.take(call, delivery, again):
-            self.worker.deliver(call, delivery, alone=consumer.solo)
+            permit = self.kept.permit(call, delivery) if call.orphan else None
+            self.worker.deliver(call, delivery, consumer.solo, permit)
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
         """Return True if this call, which needs a place in a pool, goes to the queue of that pool."""
