@@ -25,6 +25,7 @@ from tests.amqp.seals.attacker import (
     REPLY,
     VALUE,
     Attacker,
+    call,
     decode,
     encode,
     fields,
@@ -74,6 +75,32 @@ async def test_attempts_are_capped_by_the_key(site: Site, attacker: Attacker, ke
         await until(lambda: site.worker.runs)
         assert site.worker.runs[0].call.max_attempts == 2
         site.worker.cancel(site.worker.runs[0].call.id)
+        await until(lambda: site.worker.held == 0)
+
+
+@pytest.mark.parametrize("fields", [fields(), fields(max_attempts=1)], ids=["first", "last"])
+async def test_a_caller_has_no_call_run_alone(
+    site: Site, attacker: Attacker, keys: KeyFiles, fields: tuple[Any, ...]
+) -> None:
+    """A worker starts nothing beside a last attempt: a caller that puts calls where workers put these would have
+    it for itself."""
+    solo = f"{attacker.peer.work_queue()}.solo"
+
+    async def send(name: str) -> None:
+        body = encode([[CALL, 1, f"id-{name}", "forever", encode([[], {}]), "msgpack", *fields]])
+        await attacker.publish(body, solo, keys.key(name), destination=attacker.peer.work_queue())
+
+    async with site.open():
+        await send("shop")
+        ((_, _, answered, status, payload, *_),) = await attacker.answer(keys.key("shop"))
+        assert (answered, status) == ("id-shop", DECODE_ERROR)
+        assert "key 'shop' may not have a call run alone" in decode(payload)[0]
+        assert refused(site.worker.transport) == {"not allowed": 1}
+        assert await call(site, "echo", 1) == 1
+        assert ran(site) == [1]
+        await send("w")  # as a worker does that passes a call on
+        await until(lambda: site.worker.holds("id-w"))
+        site.worker.cancel("id-w")
         await until(lambda: site.worker.held == 0)
 
 

@@ -293,10 +293,12 @@ class Seals:
         others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
         before they came are among neither."""
         others: set[str] = set()
-        if isinstance(message, Opened) and message.key.is_free and (ids := self._adopt(message, calls, worker)):
-            request.answer(request.reply_to, message.key.name)
-            self._remember_owner(ids, message.key.name)
-            return calls, []
+        if isinstance(message, Opened) and message.key.is_free and not request.consumer.solo:
+            ids = self._adopt(message, calls, worker)
+            if ids:
+                request.answer(request.reply_to, message.key.name)
+                self._remember_owner(ids, message.key.name)
+                return calls, []
         ids = [call.id for call in calls]
         if worker.knows_any(ids):  # they come again, or somebody else wants their replies
             sealing = message.key if isinstance(message, Opened) else None
@@ -337,7 +339,7 @@ class Seals:
                 seconds = f"{_age(call):.0f} s"
                 refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {seconds} ago"))
                 continue
-            why = _forbidden(key, owner, call, queue)
+            why = _forbidden(key, owner, call, queue, request.consumer.solo)
             if why:
                 self.count("not allowed")
                 refused.append((call.id, f"request refused: key {owner.name!r} {why}"))
@@ -523,12 +525,14 @@ class Seals:
         return key in self.keys.mine or (pending is not None and key in (pending.call.by, pending.key))
 
 
-def _forbidden(key: Key, owner: Key, call: Call, queue: str) -> str:
-    """Why this key may not make this call; empty: it may."""
+def _forbidden(key: Key, owner: Key, call: Call, queue: str, solo: bool) -> str:
+    """Why this key may not make this call; empty: it may. `solo`: it came by the queue of calls that run alone."""
     if not key.serve and call.by:
         return "may not name another caller: that is for keys with serve"
     if not key.serve and call.attempt > 1:
         return "may not say which attempt it is: that is for keys with serve"
+    if not key.serve and solo:
+        return "may not have a call run alone: that is for keys with serve"
     if call.by not in ("", owner.name):
         return "sealed a message of several callers"
     if not owner.may_use(queue):
