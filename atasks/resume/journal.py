@@ -247,8 +247,8 @@ class Journal:
         """Await it; if another worker has the call now, the run ends."""
         try:
             return await work
-        except Elsewhere:
-            self._run.worker.moved(self._run.call.id)
+        except Elsewhere as elsewhere:
+            self._run.worker.moved(self._run.call.id, elsewhere.ended)
             raise asyncio.CancelledError from None
 
     @property

@@ -30,7 +30,12 @@ def lasts(reply: Reply) -> bool:
 
 
 class Elsewhere(Exception):
-    """The call of a journal was given to another worker, while this one had no connection."""
+    """The call of a journal was given to another worker, while this one had no connection, or to two workers."""
+
+    def __init__(self, call_id: str, *, ended: bool = False) -> None:
+        super().__init__(call_id)
+        self.ended = ended
+        """True if the call has ended there; False: it goes on."""
 
 
 @dataclass(slots=True)

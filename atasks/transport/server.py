@@ -267,9 +267,9 @@ class Server(Protocol):
         an earlier run has left of it; if it is about to be answered by `reply`, when that is safe."""
         ...
 
-    def moved(self, call_id: str) -> None:
-        """Another worker has been given this call, and goes on with it: end its run here, and leave what it has
-        begun."""
+    def moved(self, call_id: str, ended: bool = False) -> None:
+        """Another worker has been given this call, and goes on with it, or has `ended` it: end its run here, and
+        leave what it has begun."""
         ...
 
     def count_lost(self, call: Call) -> None:

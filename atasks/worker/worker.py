@@ -423,11 +423,12 @@ class Worker:
         else:
             journals.finish(name, call.id)
 
-    def moved(self, call_id: str) -> None:
-        """Another worker has been given this call: end its run here."""
+    def moved(self, call_id: str, ended: bool = False) -> None:
+        """Another worker has been given this call, and may have ended it: end its run here."""
         run = self._held.get(call_id)
         if run is not None:
-            logger.info("%s, call %s, goes on at another worker", run.call.task, call_id)
+            what = "has ended elsewhere: so does its copy here" if ended else "goes on at another worker"
+            logger.info("%s, call %s, %s", run.call.task, call_id, what)
             run.cancel(Reason.ELSEWHERE)
 
     def count_lost(self, call: Call) -> None:

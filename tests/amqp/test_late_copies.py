@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -143,9 +144,10 @@ def cut_off(proxy: Proxy, amqp_url: str, prefix: str, amqp_leaks: None) -> Itera
 @pytest.mark.parametrize("attempt", [1, 2], ids=["sent again", "another attempt"])
 @pytest.mark.parametrize("reads", [True, False], ids=["reply read", "reply not read"])
 async def test_a_copy_that_begins_when_the_call_has_ended_makes_no_step(
-    orders: Orders, inbox: Inbox, attempt: int, reads: bool
+    orders: Orders, inbox: Inbox, attempt: int, reads: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The caller has let it start before, and another call had the slot meanwhile."""
+    caplog.set_level(logging.INFO, "atasks.worker")
     async with orders.site.open(serve=False):
         inbox.caller = orders.caller
         second = await orders.serve()
@@ -171,6 +173,8 @@ async def test_a_copy_that_begins_when_the_call_has_ended_makes_no_step(
         await soon(other)
         await until(lambda: not second.held, "the copy ends")
         assert orders.charged == [1]
+        assert f"order, call {call_id}, has ended elsewhere" in caplog.text
+        assert "goes on at another worker" not in caplog.text
         await soon(gone(orders.site, journal_queue(orders.site, call_id)))
 
 

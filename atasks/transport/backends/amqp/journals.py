@@ -91,14 +91,14 @@ class AMQPJournals(Journals):
         after_reply: Callable[[str, Callable[[bool], None]], None],
         has: Callable[[str], bool],
         is_first: Callable[[str], bool],
-        moved: Callable[[str], None],
+        moved: Callable[[str, bool], None],
         is_over: Callable[[str], Awaitable[bool]],
     ) -> None:
         """`after_reply(call_id, do)` does it when the reply to that call is safe; `do(True)`: no other worker can
         have the call. `has(call_id)` says whether the broker has given that call to this worker over the link
         that there is. `is_first(call_id)` says whether whoever has sent that call has sent it here, and the broker
-        has given it to nobody before. `moved(call_id)` ends the run of a call that another worker has been given.
-        `is_over(call_id)` says whether a call that is here as a copy is known to have ended elsewhere."""
+        has given it to nobody before. `moved(call_id, ended)` ends the run of a call that another worker has been
+        given. `is_over(call_id)` says whether a call that is here as a copy is known to have ended elsewhere."""
         self._session = session
         self._records = records
         super().__init__(caller)
@@ -184,7 +184,7 @@ class AMQPJournals(Journals):
         if hastened is not None and hastened[0] is link:
             found = await hastened[1]
             if found not in (None, (0, 0)) and await link.queue_state(queue) is None:
-                raise Elsewhere(owner)  # the other run dropped it, and its lock, between the two questions
+                raise Elsewhere(owner, ended=True)  # the other run dropped it, and its lock, between the questions
         else:
             async with room:
                 found = await self._locks.try_to_take(name, link, partial(_then, take, declare))
@@ -199,12 +199,12 @@ class AMQPJournals(Journals):
                     await link.delete_queue(queue, if_empty=True)
                     state = None
                 if state is None:  # the other run has dropped it
-                    raise Elsewhere(owner)
+                    raise Elsewhere(owner, ended=True)
                 found = await self._locks.ask(name, declare)
         ready, readers = found
         if not ready and not readers and await self._is_over(owner):
             await link.delete_queue(queue)
-            raise Elsewhere(owner)
+            raise Elsewhere(owner, ended=True)
         return ready, readers
 
     async def _take(self, name: str, link: Link, asked: Awaitable[bool] | None = None) -> bool:
@@ -371,8 +371,8 @@ class AMQPJournals(Journals):
         entries = Entries()
         try:
             entries = await self.open(name, owner)
-        except Elsewhere:
-            self._moved(owner)
+        except Elsewhere as elsewhere:
+            self._moved(owner, elsewhere.ended)
             return
         except (AtasksError, *CLIENT_ERRORS) as error:
             logger.debug("journal %s cannot be read now: %s", name, error)

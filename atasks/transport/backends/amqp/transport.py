@@ -565,10 +565,10 @@ class AMQPTransport(CallTransport):
             and not delivery.request.is_copy_of(run.call)
         )
 
-    def _moved(self, call_id: str) -> None:
+    def _moved(self, call_id: str, ended: bool) -> None:
         """Another worker has been given a call that is in hand here."""
         if self.serving is not None:
-            self.serving.worker.moved(call_id)
+            self.serving.worker.moved(call_id, ended)
 
     async def _is_over(self, call_id: str) -> bool:
         """Look if a call has ended elsewhere that is in hand as a copy: see `KeptCalls.is_over` and

@@ -261,7 +261,7 @@ class KeptCalls:
         while loop.time() - looked > trusted:
             looked, trusted = loop.time(), max(2 * trusted, STOOD_STILL_SECONDS)  # a slow broker has its time
             if await self._is_known_to_have_ended(run.call, of, again):
-                self._station.worker.moved(run.call.id)
+                self._station.worker.moved(run.call.id, ended=True)
                 return False
         self._doubt(run, again, looked)
         return True
