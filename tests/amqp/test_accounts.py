@@ -140,7 +140,7 @@ async def test_a_stream_is_not_taken_over(
 @pytest.fixture
 def accounts(controllable_broker: Broker, prefix: str) -> Iterator[dict[str, str]]:
     """URLs of two callers and of a worker with the permissions that docs/wire.md gives them, by name."""
-    broker, parts = controllable_broker, urlsplit(controllable_broker.url)
+    broker = controllable_broker
     own = re.escape(prefix)
     worker = rf"^({own}\..*|amq\.default)$"
     permissions = {"worker": (worker, worker, worker)}
@@ -149,13 +149,12 @@ def accounts(controllable_broker: Broker, prefix: str) -> Iterator[dict[str, str
         permissions[user] = (f"^{entities}$", rf"^({entities}|amq\.default)$", f"^{entities}$")
     urls: dict[str, str] = {}
     names = {name: f"{name}-{prefix}" for name in permissions}
-    for name, (configure, write, read) in permissions.items():
-        broker.ctl("add_user", names[name], "secret")
-        broker.ctl("set_permissions", "-p", "/", names[name], configure, write, read)
-        urls[name] = f"amqp://{names[name]}:secret@{parts.hostname}:{parts.port}/"
+    for name, allowed in permissions.items():
+        urls[name] = broker.add_user(names[name])
+        broker.permit(names[name], "/", *allowed)
     yield urls
     for name in names.values():
-        broker.ctl("delete_user", name)
+        broker.remove_user(name)
 
 
 async def test_accounts_with_least_permissions(accounts: dict[str, str], prefix: str) -> None:
@@ -262,8 +261,10 @@ def commands(controllable_broker: Broker) -> Iterator[dict[str, list[str]]]:
         yield {words[3].removesuffix(ending): words for words in done if words[0] == "set_permissions"}
     finally:
         for order, name, *_ in done:
-            if order in ("add_vhost", "add_user"):
-                controllable_broker.ctl(order.replace("add", "delete"), name)
+            if order == "add_vhost":
+                controllable_broker.remove_vhost(f"{controllable_broker.url.rstrip('/')}/{name}")
+            elif order == "add_user":
+                controllable_broker.remove_user(name)
 
 
 def _url(broker: Broker, permissions: list[str]) -> str:
@@ -296,12 +297,6 @@ async def test_the_commands_of_the_page_are_enough(
                 await forever.options(timeout=0.3)()
 
 
-def _permit(broker: Broker, user: str, vhost: str, *patterns: str) -> None:
-    """Set permissions, in a moment: rabbitmqctl takes a second to start."""
-    words = ", ".join('<<"' + word.replace("\\", "\\\\") + '">>' for word in (user, vhost, *patterns, "tests"))
-    broker.evaluate(f"ok = rabbit_auth_backend_internal:set_permissions({words}).")
-
-
 async def _take(limit: Limit) -> None:
     async with limit:
         pass
@@ -324,15 +319,14 @@ async def _watch(transport: AMQPTransport, call: Callable[[int], Awaitable[str]]
 @pytest.fixture
 def user(controllable_broker: Broker, prefix: str) -> Iterator[tuple[str, str]]:
     """A user who may do nothing yet, and the URL for it."""
-    name, parts = f"user-{prefix}", urlsplit(controllable_broker.url)
-    controllable_broker.ctl("add_user", name, "secret")
-    yield name, f"amqp://{name}:secret@{parts.hostname}:{parts.port}/"
-    controllable_broker.ctl("delete_user", name)
+    name = f"user-{prefix}"
+    yield name, controllable_broker.add_user(name)
+    controllable_broker.remove_user(name)
 
 
 def _permit_all_but(broker: Broker, user: str, permission: str, name: str) -> None:
     patterns = [rf"^(?!{name}).*$" if each == permission else ".*" for each in ("configure", "write", "read")]
-    _permit(broker, user, "/", *patterns)
+    broker.permit(user, "/", *patterns)
 
 
 async def test_an_account_that_lacks_a_permission_is_told_which(
@@ -443,11 +437,11 @@ async def test_what_a_caller_needs_to_do_more(commands: dict[str, list[str]], co
     async with atasks.serve(worker, namespace=namespace, grace=0, queues=["default"]):
         for (names, write), action in uses.items():
             *_, vhost, user, configure, writes, reads = commands["ann"]
-            _permit(controllable_broker, user, vhost, configure, writes, reads)
+            controllable_broker.permit(user, vhost, configure, writes, reads)
             with pytest.raises((AccessRefused, TimeoutError)):
                 await use(action, 3)
             more = f"run\\..*|{names}"
             writes = writes.replace(r"run\..*", f"{more}|{write}" if write else more)
             configure, reads = (pattern.replace(r"run\..*", more) for pattern in (configure, reads))
-            _permit(controllable_broker, user, vhost, configure, writes, reads)
+            controllable_broker.permit(user, vhost, configure, writes, reads)
             await use(action, 30)

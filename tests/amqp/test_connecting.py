@@ -74,9 +74,9 @@ async def test_unknown_virtual_host(amqp_url: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "advice"),
     [
-        ({"max-queues": 0}, "queue limit in vhost"),
-        ({"max-connections": 0}, "limits"),
-        ({"max-connections": 1}, "limits"),
+        ({"max_queues": 0}, "queue limit in vhost"),
+        ({"max_connections": 0}, "limits"),
+        ({"max_connections": 1}, "limits"),
     ],
 )
 async def test_limits_of_the_virtual_host(
@@ -87,16 +87,22 @@ async def test_limits_of_the_virtual_host(
     try:
         name = URL(url).path.removeprefix("/")
         other = await aiormq.connect(url)  # the broker may let two in which come at the same time, and not a third
-        await asyncio.to_thread(controllable_broker.ctl, "set_vhost_limits", "-p", name, json.dumps(limits))
+        await asyncio.to_thread(_limit, controllable_broker, name, **limits)
         text = await _refused(url, AccessRefused)
         await other.close()
         assert advice in text
         assert "list_vhost_limits" in text
-        await asyncio.to_thread(controllable_broker.ctl, "clear_vhost_limits", "-p", name)
+        await asyncio.to_thread(_limit, controllable_broker, name)
         async with atasks.connect(url, namespace="connecting"):
             pass
     finally:
         controllable_broker.remove_vhost(url)
+
+
+def _limit(broker: Broker, vhost: str, **limits: int) -> None:
+    """Give a virtual host these limits and no others; names have `_` in the place of `-`."""
+    text = json.dumps({name.replace("_", "-"): value for name, value in limits.items()}).replace('"', '\\"')
+    broker.evaluate(f'ok = rabbit_vhost_limit:parse_set(<<"{vhost}">>, <<"{text}">>, <<"tests">>).')
 
 
 @contextlib.contextmanager

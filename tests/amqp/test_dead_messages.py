@@ -328,9 +328,10 @@ async def test_nothing_is_lost_when_who_retries_is_killed(
         await retrying.communicate()
         with broker.channel() as channel:  # it would expire in five minutes
             channel.queue_delete(reply_queue)
-        back, left = _taken(broker, home), set[str]()
-        async with asyncio.timeout(30):  # the broker has all again that were not confirmed
+        back, left = set[str](), set[str]()
+        async with asyncio.timeout(60):  # the broker has all again that were not confirmed, once it has read all
             while left.union(back) != set(names) or len(left) <= len(names) - 100:
+                back.update(_taken(broker, home))
                 left.update(_taken(broker, f"{prefix}.dead"))
                 await asyncio.sleep(0.05)
         assert len(back) >= 100

@@ -23,8 +23,10 @@ def watched(prefix: str, amqp_url: str, amqp_leaks: None) -> Site:
 def left(broker: Broker, prefix: str) -> list[str]:
     """Queues and exchanges of who watches."""
     found = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.w.")]
-    exchanges = broker.ctl("list_exchanges", "name", "--silent").split()
-    return [*found, *(name for name in exchanges if name == f"{prefix}.watch")]
+    exchanges = broker.evaluate(
+        '[io_lib:format("~ts~n", [Name]) || {_, _, _, Name} <- rabbit_exchange:list_names()].'
+    )
+    return [*found, *(name for name in exchanges.split() if name == f"{prefix}.watch")]
 
 
 async def test_nothing_is_left_of_who_has_watched(watched: Site, controllable_broker: Broker, prefix: str) -> None:

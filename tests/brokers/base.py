@@ -112,17 +112,30 @@ class Broker:
     def add_vhost(self) -> str:
         """The URL of a new virtual host, whose path is its name."""
         name = f"test-{uuid.uuid4().hex}"
-        everything = ", ".join(['<<".*">>'] * 3)
-        self.evaluate(
-            f'ok = rabbit_vhost:add(<<"{name}">>, <<"tests">>), ok = rabbit_auth_backend_internal:set_permissions('
-            f'<<"guest">>, <<"{name}">>, {everything}, <<"tests">>).'
-        )
+        self.evaluate(f'ok = rabbit_vhost:add(<<"{name}">>, <<"tests">>).')
+        self.permit("guest", name, ".*", ".*", ".*")
         return f"{self.url.rstrip('/')}/{name}"
 
     def remove_vhost(self, url: str) -> None:
         """Remove the virtual host that `add_vhost` gave this URL, with all that is in it."""
         name = urlsplit(url).path.removeprefix("/")
         self.evaluate(f'ok = rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
+
+    def add_user(self, name: str) -> str:
+        """The URL of a new user, whose password is "secret", who may do nothing yet."""
+        self.evaluate(f'ok = rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"secret">>, <<"tests">>).')
+        parts = urlsplit(self.url)
+        return f"amqp://{name}:secret@{parts.hostname}:{parts.port}/"
+
+    def permit(self, user: str, vhost: str, configure: str, write: str, read: str) -> None:
+        """Set what a user may do."""
+        words = (user, vhost, configure, write, read, "tests")
+        terms = ", ".join('<<"' + word.replace("\\", "\\\\") + '">>' for word in words)
+        self.evaluate(f"ok = rabbit_auth_backend_internal:set_permissions({terms}).")
+
+    def remove_user(self, name: str) -> None:
+        """Remove a user."""
+        self.evaluate(f'ok = rabbit_auth_backend_internal:delete_user(<<"{name}">>, <<"tests">>).')
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:

@@ -138,7 +138,7 @@ def test_a_peer_makes_nobody_wait(direction: str) -> None:
 
     thread = threading.Thread(target=use)
     thread.start()
-    thread.join(2)
+    thread.join(20)
     waits = thread.is_alive()
     theirs.close()  # it ends the waiting
     thread.join()
