@@ -38,8 +38,10 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """The duration of each good call."""
+    warm: int = 0
+    """Bytes of memory that the worker had a tenth of the way, in messages or in time."""
     grown: int = 0
-    """Bytes by which the worker's memory grew, from a tenth of the way to the end."""
+    """Bytes by which it grew from there to the end."""
     epoch: int = 0
     """Connections that the worker has had."""
     bad: int = 0
@@ -112,7 +114,7 @@ class Attack:
     """Hostile messages from a process of their own."""
 
     def __init__(self, kind: str, messages: int, seconds: float, **arguments: Any) -> None:
-        self.messages = messages
+        self.messages, self.seconds = messages, seconds
         said = json.dumps({"messages": messages, "seconds": seconds, **arguments})
         self._command = [sys.executable, "-m", "tests.fuzz.attackers", kind, said]
 
@@ -133,8 +135,8 @@ class Attack:
 async def _beside(attack: Attack, outcome: Outcome, process: psutil.Process) -> None:
     """Make good calls while the attack goes on, and for a moment after it."""
     attacking = asyncio.create_task(attack.run(outcome))
-    warm = 0
     count = 0
+    soon = time.monotonic() + attack.seconds / 10
 
     async def one(number: int) -> None:
         started = time.monotonic()
@@ -168,12 +170,12 @@ async def _beside(attack: Attack, outcome: Outcome, process: psutil.Process) -> 
         while not attacking.done():
             count += AT_ONCE
             await asyncio.gather(*(one(count + n) for n in range(AT_ONCE)))
-            if not warm and outcome.sent >= attack.messages // 10:
-                warm = process.memory_info().rss
+            if not outcome.warm and (outcome.sent >= attack.messages // 10 or time.monotonic() >= soon):
+                outcome.warm = process.memory_info().rss
             await asyncio.sleep(0.02)
         await attacking
         await asyncio.gather(*(one(count + AT_ONCE + n) for n in range(AT_ONCE)))
-        outcome.grown = process.memory_info().rss - warm
+        outcome.grown = process.memory_info().rss - outcome.warm
     finally:
         attacking.cancel()
         await asyncio.wait([attacking])

@@ -59,6 +59,13 @@ async def test_a_worker_over_rabbitmq(amqp_url: str) -> None:
     assert outcome.epoch == 1
 
 
+async def test_memory_is_measured_from_a_tenth_of_the_time_on(tmp_path: Path) -> None:
+    """A run may end by its time, before a tenth of the messages is sent: all that the worker has would be
+    growth."""
+    outcome = await over_a_hub(str(tmp_path / "hub.sock"), SEED, 10**9, 2.0)
+    assert outcome.warm > 10 * 2**20
+
+
 async def test_a_hub(tmp_path: Path) -> None:
     outcome = await over_a_hub(str(tmp_path / "hub.sock"), SEED, MESSAGES, SECONDS)
     assert outcome.wrong == []
