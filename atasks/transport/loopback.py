@@ -144,6 +144,8 @@ class LoopbackTransport(CallTransport):
 
     async def stop_serving(self, worker: Server) -> None:
         if self._worker is worker:  # else another one took over
+            for pending in self.pendings():
+                self._locate(pending)
             await super().stop_serving(worker)
             self._worker = None
 
@@ -227,7 +229,7 @@ class LoopbackTransport(CallTransport):
             if run is not None:
                 pending.where = found_at(worker.id, run, asyncio.get_running_loop().time())
                 return
-        if self._worker is None:
+        if self._worker is None and (self._refusal is None or pending.where is None):  # else the block is left
             pending.where = Whereabouts("worker", pending.options.queue or "default")
 
     def _send_query(self, query: Query) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import CallTimeout, LoopbackTransport, atask
-from atasks.testing import until
+from atasks import CallConnectionLost, CallTimeout, LoopbackTransport, atask
+from atasks.testing import soon, until
 from atasks.transport.unserved import Unserved
 
 URL = ["loopback:", "unix:"]
@@ -149,3 +149,20 @@ def _pending(sent: float = 1000.0) -> Any:
         since = sent
 
     return Waits()
+
+
+async def test_a_call_that_ran_when_the_block_was_left_says_so(namespace: str) -> None:
+    """The worker of the block gives its calls back first, and then nothing serves them."""
+    running = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def forever() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    async with atasks.connect("loopback:", namespace=namespace):
+        call = asyncio.create_task(forever())
+        await soon(running.wait())
+    with pytest.raises(CallConnectionLost, match="when last seen, it ran") as found:
+        await soon(call)
+    assert found.value.waited_for == "run"
