@@ -9,7 +9,7 @@ import click
 
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command
-from atasks_cli.messages import say, shown_url
+from atasks_cli.messages import shown_url
 from atasks_cli.settings import check_records
 
 __all__ = ["COMMANDS"]
@@ -33,6 +33,7 @@ def web_command(
 
         from atasks.web import app
         from atasks.web.server import is_token
+        from atasks_cli.page_server import PageServer
     except ImportError:
         raise CommandError(
             Exit.USAGE, "atasks web needs starlette and uvicorn: pip install starlette uvicorn"
@@ -60,16 +61,8 @@ def web_command(
         **options,
     )
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                listening = self.servers[0].sockets[0].getsockname()
-                where = f"http://{'[' + host + ']' if ':' in host else host}:{listening[1]}/"
-                say(f"page at {where}{'?token=...' if token is not None else ''}; Ctrl-C to end")
-
     config = uvicorn.Config(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
-    server = Server(config)
+    server = PageServer(config, "?token=..." if token is not None else "")
     try:
         server.run()
     except KeyboardInterrupt:

@@ -28,6 +28,8 @@ PERIOD: Final = 0.5
 LINGER: Final = 20.0
 """Seconds for which the fleet is watched after the last browser has gone, so that a reload keeps the past."""
 BODY_BYTES: Final = 256 * 2**10
+VIEWERS: Final = 100
+"""Browsers that may look at a time: each costs a picture every `PERIOD`, whether it reads that or not."""
 COOKIE: Final = "atasks-token"
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
@@ -144,6 +146,8 @@ class _Page:
 
     async def stream(self, request: Request) -> Response:
         self._check(request)
+        if self._viewers >= VIEWERS:
+            raise HTTPException(503, f"{VIEWERS} browsers look already: close one")
         return StreamingResponse(self._updates(), media_type="text/event-stream", headers=HEADERS)
 
     async def _updates(self) -> AsyncIterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Self
 
 import httpx
@@ -174,3 +174,31 @@ async def test_another_site_cannot_reach_it_by_a_name_of_its_own(fleet: Fleet) -
         assert fleet.watches == 0
         for host in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
             assert (await browser.get("/api/picture", headers={"Host": host})).status_code == 200, host
+
+
+async def test_so_many_browsers_look_at_a_time(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a picture twice a second, whether it reads that or not."""
+    monkeypatch.setattr(page, "VIEWERS", 2)
+    async with Browser(fleet) as browser:
+        looking = [page_stream(browser.app) for _ in range(2)]
+        for stream in looking:
+            assert (await anext(stream))["status"] == 200
+            await anext(stream)
+        refused = page_stream(browser.app)
+        assert (await anext(refused))["status"] == 503
+        for stream in (*looking, refused):
+            await stream.aclose()
+
+
+async def page_stream(app: Any) -> AsyncGenerator[Any, None]:
+    """Yield each message that the page sends to a browser: httpx waits for the end of an answer."""
+    sent: asyncio.Queue[Any] = asyncio.Queue()
+    headers = [(b"host", b"127.0.0.1")]
+    scope = {"type": "http", "method": "GET", "path": "/api/stream", "headers": headers, "query_string": b""}
+    task = asyncio.create_task(app(scope, asyncio.Event().wait, sent.put))
+    try:
+        while True:
+            yield await sent.get()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
