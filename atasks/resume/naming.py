@@ -16,6 +16,8 @@ __all__ = ["Names", "again", "content", "name_of"]
 
 SIZE: Final = 16
 """Bytes of an id."""
+LONG: Final = 1024
+"""Characters, or bytes, of what a local function uses that is hashed before it is put beside others."""
 LAMBDA: Final = "<lambda>"
 PLAIN: Final = frozenset({str, bytes, int, bool, type(None)})
 """Types of what a local function uses that tells it from others: such things are the same in every run, as a rule.
@@ -56,15 +58,24 @@ def name_of(function: Callable[..., Any]) -> tuple[str, bytes]:
         if code.co_name == LAMBDA:
             parts.append(repr(_meaning(code)))
         if code.co_name == LAMBDA or "<locals>" in code.co_qualname:
-            parts += (each for each in function.__defaults__ or () if type(each) in PLAIN)
-            parts += (each for each in sorted((function.__kwdefaults__ or {}).items()) if type(each[1]) in PLAIN)
+            parts += (_short(each) for each in function.__defaults__ or () if type(each) in PLAIN)
+            others = sorted((function.__kwdefaults__ or {}).items())
+            parts += ((key, _short(each)) for key, each in others if type(each) in PLAIN)
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             with suppress(ValueError):  # it has no value yet
                 if type(cell.cell_contents) in PLAIN and variable not in _set_by(code):
-                    parts.append((variable, cell.cell_contents))
+                    parts.append((variable, _short(cell.cell_contents)))
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(named, "__module__", None) or type(getattr(named, "__self__", named)).__module__
     return f"{module}.{named.__qualname__}", content(parts, {}, b"") if parts else b""
+
+
+def _short(value: object) -> object:
+    """A value of a `PLAIN` type, or a hash of a long one: it is not copied with each name."""
+    if not isinstance(value, (str, bytes)) or len(value) <= LONG:
+        return value
+    data = value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+    return type(value).__name__, blake2b(data).digest()
 
 
 def _alone(value: object) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -76,3 +77,26 @@ def test_what_a_function_sets_is_not_in_its_name() -> None:
         amount = 3
         assert name_of(function) != before, "it uses this, and does not set it"
         amount = 2
+
+
+def test_a_large_value_that_a_function_uses_is_not_copied_into_its_name() -> None:
+    def local(value: object) -> list[Callable[..., object]]:
+        def uses() -> object:
+            return value
+
+        def has(value: object = value, *, other: object = value) -> object:
+            return value, other
+
+        return [uses, has, lambda: value]
+
+    for large, other in ((bytes(2**23), bytes(2**23 - 1) + b"x"), ("x" * 2**23, "x" * (2**23 - 1) + "\ud800")):
+        tracemalloc.start()
+        try:
+            names = [name_of(function) for function in local(large)]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert all(len(told) < 1000 for _, told in names)
+        assert peak < (1.1 * 2**23 if isinstance(large, str) else 2**20), "a text has its bytes for a moment"
+        assert names == [name_of(function) for function in local(large)]
+        assert not set(names).intersection(name_of(function) for function in local(other))
