@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.current import serving
+from atasks.event_loop import run_only
 from atasks.wire import describe
 from atasks.worker.executors.default import DefaultExecutor
 
@@ -120,14 +121,17 @@ async def _wait(future: asyncio.Future[None]) -> None:
 
 def _run_of(traceback: TracebackType | None) -> HeldCall | None:
     """The call to which the callback belongs whose exception has left a turn of the event loop."""
-    # The frames are those of `_guarded`, of asyncio's `_run_once`, and of what its `handle` has called.
+    # The frames are those of `_guarded`, of asyncio's `_run_once`, and of what its `handle` has called: it may be
+    # `run_only`, which has a handle of its own.
     turn = None if traceback is None else traceback.tb_next
     if turn is None or turn.tb_next is None:
         return None
+    handle = turn.tb_frame.f_locals.get("handle")
     last = turn
     while last.tb_next is not None:
         last = last.tb_next
+        if last.tb_frame.f_code is run_only.__code__:
+            handle = last.tb_frame.f_locals["handle"]
     if last.tb_frame.f_code.co_name == "_on_sigint":  # of asyncio.Runner: the second Ctrl-C
         return None
-    handle = turn.tb_frame.f_locals.get("handle")
     return handle._context.get(serving) if isinstance(handle, asyncio.Handle) else None  # type: ignore[attr-defined]

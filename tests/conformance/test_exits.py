@@ -119,6 +119,28 @@ class ExitCases(Cases):
             assert await soon(asyncio.gather(*calls)) == [1] * 8
             assert len(runs) == len(set(runs)) == 8
 
+    async def test_in_a_task_that_has_awaited_a_call(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        """Such a task may go on in the callback that has read the reply, and the exception comes through both."""
+        caplog.set_level(logging.CRITICAL, "asyncio")
+
+        @site.atask
+        async def inner() -> int:
+            return 1
+
+        @site.atask
+        async def outer() -> None:
+            async def child() -> None:
+                await inner()
+                sys.exit(3)
+
+            await asyncio.create_task(child())
+
+        async with site.open():
+            for _ in range(5):
+                with pytest.raises(RemoteError, match="SystemExit"):
+                    await soon(outer())
+                assert await soon(inner()) == 1
+
     async def test_a_stream(self, site: Site) -> None:
         @site.atask
         async def numbers() -> AsyncIterator[int]:

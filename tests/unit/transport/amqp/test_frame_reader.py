@@ -7,7 +7,8 @@ import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -171,3 +172,37 @@ def test_the_stream_hears_whether_the_socket_takes_more(new_loop: Loop) -> None:
             await draining
 
     run(new_loop, main)
+
+
+MESSAGE = deliver(b"a.queue") + header(Basic.Properties(message_id="an-id")) + BODY
+
+
+@pytest.mark.parametrize(
+    ("messages", "others", "at_once"),
+    [(1, 0, 1), (2, 0, 0), (1, 1, 0)],
+    ids=["alone", "of two", "beside another callback"],
+)
+async def test_what_a_read_begins_does_its_first_step_at_once_if_nothing_else_is_to_run(
+    messages: int, others: int, at_once: int
+) -> None:
+    loop = asyncio.get_running_loop()
+    steps: list[asyncio.Task[None]] = []
+    done: asyncio.Future[int] = loop.create_future()
+
+    async def begin() -> None:
+        assert asyncio.current_task() in steps
+
+    def arrive(frames: FrameReader) -> None:
+        frames.get_buffer(-1)[: len(MESSAGE) * messages] = MESSAGE * messages
+        frames.buffer_updated(len(MESSAGE) * messages)
+        done.set_result(sum(step.done() for step in steps))
+
+    async with connected() as site:
+        frames = cast("FrameReader", site.writer.transport.get_protocol())
+        consumers = {"ctag": lambda _: steps.append(loop.create_task(begin()))}
+        frames.read(cast("Any", SimpleNamespace(number=1, consumers=consumers)))
+        loop.call_soon(arrive, frames)
+        for _ in range(others):
+            loop.call_soon(lambda: None)
+        assert await done == at_once
+        await asyncio.gather(*steps)

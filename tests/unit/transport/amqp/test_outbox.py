@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from atasks.event_loop import ends_turn
 from atasks.transport.backends.amqp.broker.acks import TOGETHER
-from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 from aiormq.channel import Channel
 from pamqp.header import ContentHeader
 
+from atasks.event_loop import Ready, ready_in, run_only
 from atasks.transport.backends.amqp.broker.content import BODY_FRAME, HEADER_FRAME, MAX_PROPERTIES, METHOD_FRAME
 from atasks.transport.backends.amqp.broker.direct import DELIVER, DirectChannel, routable
 
@@ -83,6 +84,8 @@ class FrameReader(asyncio.BufferedProtocol):
         """By number."""
         self._alive = 0.0
         """When the client library was told last that the broker is there."""
+        self._ready: Ready | None = None
+        """The callbacks that are to run in the event loop; None: they cannot be seen."""
 
     def attach(self, transport: asyncio.WriteTransport) -> None:
         """Take what arrives by a stream's transport from now on, in the place of the protocol that it has."""
@@ -91,6 +94,7 @@ class FrameReader(asyncio.BufferedProtocol):
         both.pause_reading()  # uvloop asks a protocol when it begins to read whether that has room of its own
         both.set_protocol(self)
         both.resume_reading()
+        self._ready = ready_in(asyncio.get_running_loop())
 
     # -- what the transport calls
 
@@ -98,7 +102,13 @@ class FrameReader(asyncio.BufferedProtocol):
         return self._room
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Take what has arrived, and run at once what that has begun, if it is one thing, and nothing else is to
+        run in this turn of the event loop: the step of a task that serves a call, or awaits one."""
+        ready = self._ready
+        ends_turn = ready is not None and not ready
         self.feed(self._room[:nbytes])
+        if ready is not None and ends_turn and len(ready) == 1:
+            run_only(ready)
 
     def eof_received(self) -> bool:
         return bool(self._stream.eof_received())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import AMQPChannelError
 
+from atasks.event_loop import ends_turn
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
@@ -22,7 +23,7 @@ from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.seals import Seals
 
-__all__ = ["Outbox", "ends_turn"]
+__all__ = ["Outbox"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -255,16 +256,6 @@ class Outbox:
         if self._idle is not None and not len(self):
             self._idle.set()
             self._idle = None
-
-
-def ends_turn() -> bool:
-    """Return True if this is a step of a task, and nothing else is to run in this turn of the event loop. False
-    where that cannot be seen: other loops than asyncio's own do not show it, and a task factory may begin tasks
-    within this step. A callback may have many messages to deal with."""
-    loop = asyncio.get_running_loop()
-    ready: deque[asyncio.Handle] | None = getattr(loop, "_ready", None)
-    alone = ready is not None and not ready and loop.get_task_factory() is None
-    return alone and asyncio.current_task(loop) is not None
 
 
 def _unwritable(error: Exception) -> Refusal:

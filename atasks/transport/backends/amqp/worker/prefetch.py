@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
+from atasks.event_loop import ends_turn
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link
-from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 
 if TYPE_CHECKING:

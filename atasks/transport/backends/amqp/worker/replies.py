@@ -13,9 +13,9 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.event_loop import ends_turn
 from atasks.failures.failures import describe_failure
 from atasks.transport.backends.amqp.broker.bodies import body_of
-from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
