@@ -38,7 +38,7 @@ def end(own: Collection[str]) -> None:
     written: the interpreter ends the process then."""
     came = {name: module for name, module in sys.modules.items() if name not in own}
     others = {name for name in came if name.partition(".")[0] not in _PYTHONS}
-    if "_ctypes" in came or any(_is_extension(came[name]) for name in others):
+    if "_ctypes" in sys.modules or any(_is_extension(came[name]) for name in others):
         return
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

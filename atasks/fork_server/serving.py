@@ -19,6 +19,8 @@ __all__ = ["CODE", "LONGEST", "PID", "serve"]
 
 LONGEST: Final = 1 << 16
 """Most bytes of a request."""
+_LIBRARY: Final = os.path.dirname(os.__file__)
+"""The folder of Python's own modules."""
 _MOST: Final = 16
 """Most descriptors of a request."""
 PID: Final = struct.Struct("=i")
@@ -116,6 +118,20 @@ def _become(request: _Request, descriptors: list[int]) -> str:
     return request.text
 
 
+def _import(name: str) -> None:
+    """Import a module. One of Python's own is no file of a user that has its name; if there is none, children
+    look for it themselves."""
+    if name.partition(".")[0] not in sys.stdlib_module_names:
+        importlib.import_module(name)
+        return
+    path, sys.path = sys.path, [_LIBRARY, os.path.join(_LIBRARY, "lib-dynload")]
+    try:
+        with suppress(Exception):
+            importlib.import_module(name)
+    finally:
+        sys.path = path
+
+
 class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
@@ -157,7 +173,7 @@ class _Server:
         with suppress(Exception):
             if len(descriptors) == request.size:  # else too many files are open
                 for module in request.modules:
-                    importlib.import_module(module)
+                    _import(module)
                 gc.freeze()  # what all children share
                 # What other threads do would stay half done in a child.
                 if len(os.listdir("/proc/self/task")) == 1:

@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import deque
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from atasks.pipeline.flow.invocation import Invocation
     from atasks.pipeline.flow.threads import Outcome
 
-__all__ = ["GRACE", "TAKEN", "SharedResults", "main"]
+__all__ = ["GRACE", "TAKEN", "SharedResults", "is_pythons", "main"]
 
 PAUSE: Final = 0.005
 """Seconds in which a call that has others behind it has to end when the parent asks for those: else it gets all of
@@ -233,6 +234,7 @@ def _heed_parent(descriptor: int, orders: int, waiting: deque[Any], results: Sha
 
 class _Child:
     def __init__(self, link: ChildLink, waiting: deque[_Waiting], results: SharedResults) -> None:
+        self._own = frozenset(sys.modules)
         self._link = link
         self._waiting = waiting
         self._results = results
@@ -306,7 +308,8 @@ class _Child:
         match kind:
             case ChildMessage.START:
                 self._start(*value)
-                return ChildMessage.VALUE, None
+                came = sys.modules.keys() - self._own
+                return ChildMessage.VALUE, " ".join(filter(is_pythons, came))
             case ChildMessage.CALL:
                 return ChildMessage.VALUE, self._result(value, lineage)
             case ChildMessage.BEGIN:
@@ -373,6 +376,14 @@ def _read(sent: list[Any], lineages: Sequence[Lineage]) -> Iterable[_Waiting]:
             except Exception:
                 return calls + sent[len(calls) :]
     return calls
+
+
+def is_pythons(name: str) -> bool:
+    """Return True if the module that has this name here is Python's own."""
+    if name.partition(".")[0] not in sys.stdlib_module_names:
+        return False
+    origin = getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None) or ""
+    return origin.startswith(os.path.dirname(os.__file__)) and "-packages" not in origin
 
 
 def _failed(error: Exception) -> list[bytes | memoryview]:

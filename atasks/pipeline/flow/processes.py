@@ -18,7 +18,7 @@ from atasks.fork_server.starting import Child, start
 from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
 from atasks.pipeline.flow.arguments import WorkerInfo
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, TAKEN, SharedResults, main
+from atasks.pipeline.flow.child import GRACE, TAKEN, SharedResults, is_pythons, main
 from atasks.pipeline.flow.invocation import ELEMENT_INDEX, WORKER_INFO, wanted_names
 from atasks.pipeline.flow.items import SyncItems
 from atasks.pipeline.flow.messages import (
@@ -116,7 +116,7 @@ class Process:
         names = {*invocation.names, *(name for hook in hooks if hook is not None for name in wanted_names(hook))}
         info = self._info if WORKER_INFO in names else None  # whose class takes a while to import
         self._send(ChildMessage.START, (stage.name, invocation, *hooks, info, logs.levels()))
-        self._answer()
+        _came.update(filter(is_pythons, self._answer().split()))
 
     def call(self, value: Any, lineage: Lineage) -> Any:
         """Call the function for an item, or for a stream, and return its result."""
@@ -292,7 +292,13 @@ class Process:
 def _modules() -> list[str]:
     """Modules that a child imports before its first item."""
     found = [main.__module__, quick_end.__name__, "multiprocessing"]  # for its name in logs
+    found += tuple(_came)  # at once: threads add to it
     return [*found, "cloudpickle"] if "cloudpickle" in sys.modules else found
+
+
+_came: set[str] = set()
+"""Modules of Python's own that processes have imported for their functions, and this program too: the fork server
+imports them for the next ones."""
 
 
 async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:
