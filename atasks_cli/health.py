@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 __all__ = ["Note", "describe", "folder", "main", "notes", "problems"]
 
@@ -113,7 +113,11 @@ def main(argv: Sequence[str]) -> int:
     not, or if there is none."""
     import argparse  # `health` also keeps the notes of servers
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"atasks: error: {message} (see atasks health --help)\n")
+
+    parser = Parser(
         prog="atasks health",
         description="Say whether the servers on this host, started by this user, are well. For probes: it reads "
         "notes that servers keep, and asks no broker.",
@@ -125,6 +129,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the notes as JSON")
     given = parser.parse_args(argv)
+    if not 0 <= given.lag < float("inf"):
+        parser.error(f"argument --lag: {given.lag} is no number of seconds")
     found = [(note, problems(note, ready=given.ready, lag=given.lag)) for note in notes(given.pid)]
     if given.json:
         print(json.dumps([note | {"problems": reasons} for note, reasons in found]))

@@ -126,6 +126,7 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["ps", "--prefix", "a b"], ["--prefix 'a b'", "letters, digits"]),
         (["call", "tasks:add", "1", "2", "--prefix", ""], ["--prefix ''", "not empty"]),
         (["timeline", "-o", "missing/trace.json"], ["missing/trace.json", "No such file"]),
+        (["health", "--lag", "nan"], ["--lag", "nan is no number of seconds"]),
     ],
 )
 def test_a_wrong_option_is_one_line_before_anything_is_asked(

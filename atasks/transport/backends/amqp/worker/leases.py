@@ -161,14 +161,14 @@ class Leases:
             acks.ack(message.delivery_tag or 0)
             return
         run = self._station.worker.find(call.id) if isinstance(call, Call) else None
-        older = () if run is None else run.deliveries
-        known = run is not None and call == run.call and self._is_own(message)
-        if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
+        older = run.deliveries if run is not None and call == run.call and self._is_own(message) else ()
+        last = older[-1] if older else None
+        if run is None or not isinstance(last, CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        request = RequestMessage.of(older[-1].request.consumer, message, acks)
-        request.answer(older[-1].request.reply_to, older[-1].request.key)
-        run.deliveries = (older[-1].renewed(request),)
+        request = RequestMessage.of(last.request.consumer, message, acks)
+        request.answer(last.request.reply_to, last.request.key)
+        run.deliveries = (last.renewed(request),)
         for each in older:
             each.drop()
 
