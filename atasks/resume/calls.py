@@ -62,14 +62,18 @@ class _Way:
     def __init__(self, journal: Journal, transport: Transport, step: str) -> None:
         self._journal = journal
         self._transport = transport
-        self._step = step
+        self._next = step
         self.usable = transport.usable
         self.pause = transport.pause
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
-        """Make the next try, or find it."""
-        call.id = self._step
-        self._step = again(f"try {self._step}")
+        """Make the next try, or find it. Of the tries of earlier runs the last one counts: they have paused
+        between them, and the one before may have ended without a result to keep."""
+        call.id, self._next = self._next, again(f"try {self._next}")
+        while await self._journal.passed(call.id, self._next):
+            call.key = call.key or call.id
+            call.try_ += 1
+            call.id, self._next = self._next, again(f"try {self._next}")
         return await self._journal.request(self._transport, call, options)
 
 

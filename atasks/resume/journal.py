@@ -44,8 +44,8 @@ NONE: Final[AbstractSet[str]] = frozenset()
 NOTHING: Final[dict[str, Reply]] = {}
 """Nothing is put into it."""
 STRICT_SECONDS: Final = 1.0
-"""For so long a run that is held to its journal may leave results of it unasked for while it makes another
-call: its branches need not take turns as before."""
+"""For so long at a time no branch of a run that is held to its journal may ask for any of the results left in it,
+while another branch asks for a new step: branches need not take turns as before."""
 
 
 def journal_here() -> Journal | None:
@@ -78,6 +78,7 @@ class Journal:
         "_left",
         "_missed",
         "_opening",
+        "_repeated",
         "_run",
         "_sent",
         "_size",
@@ -111,6 +112,8 @@ class Journal:
         """Steps that other runs have done, and this one has not asked for."""
         self._sent: AbstractSet[str] = NONE
         self._spent: AbstractSet[str] = NONE
+        self._repeated: AbstractSet[str] = NONE
+        """Steps that this run makes again: a branch asks for what is behind one of them when it has ended."""
         self._missed: AbstractSet[str] = NONE
         """Atasks whose calls were not found while other steps were left."""
         self._all_asked: asyncio.Event | None = None
@@ -139,34 +142,43 @@ class Journal:
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
         """The id that this step has now, and its ending, if it is done. Raises Diverged; PayloadTooLarge if there
         is no room for one more result."""
-        while not self._is_open:
-            await self._in_hand(self._opened())
-        known = step in self._spent
+        await self._is_ready()
+        is_spent = step in self._spent
         while step in self._spent:
             step = again(step)
-        self.names.given[step] = True
-        reply = self._left.pop(step, None) or self._journals.late(step)
+        reply = self._asked(step) or self._journals.late(step)
         if reply is not None:
             self._tell_of(self._run, task)
-            if self._all_asked is not None and not self._left:
-                self._all_asked.set()
             return step, reply
         if self._size > MAX_BYTES:
             what = f"the results in the journal of {self._run.call.task} have"
             advice = "return references instead, or divide the call"
             raise PayloadTooLarge(over_limit(what, self._size, MAX_BYTES, advice))
-        if self._left and not known and step not in self._sent:
+        if self._left and is_spent:
+            self._repeated |= {step}
+        elif self._left and step not in self._sent:
             await self._miss(task)
         return step, None
 
+    async def passed(self, step: str, following: str) -> bool:
+        """Say whether an earlier run has gone on from this step to that one, the next try of the same call: then
+        nobody asks for this one any more."""
+        await self._is_ready()
+        if following not in self._left and following not in self._sent and following not in self._spent:
+            return False
+        self._asked(step)
+        return True
+
     async def keep(self, reply: Reply) -> None:
         """The step of that id is done: return when that is safe."""
+        self._repeated -= {reply.id}
         self._count(reply)
         await self._in_hand(self._journals.add(self.name, reply))
 
     def spend(self, step: str) -> None:
         """The step has ended without a result to keep: the next run makes it again, under another id. Not if the
         run ends only here."""
+        self._repeated -= {step}
         if not self._stays():
             self._journals.spend(self.name, wire.ended(step, Status.CANCELLED, "its await has ended"))
 
@@ -195,6 +207,13 @@ class Journal:
         call.id, found = await self.find(call.id, call.task)
         if found is not None:
             return found
+        try:
+            return await self._not_found(transport, call, options)
+        finally:
+            self._repeated -= {call.id}
+
+    async def _not_found(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
+        """Have a worker answer a call that the journal has no reply to. Returns `SPENT` likewise."""
         sent = call.id in self._sent
         if sent and call.delivery == AT_MOST_ONCE:
             raise WorkerLost(
@@ -251,6 +270,14 @@ class Journal:
             self._run.worker.moved(self._run.call.id, elsewhere.ended)
             raise asyncio.CancelledError from None
 
+    def _asked(self, step: str) -> Reply | None:
+        """Note that this run has asked for the step. Returns the reply that earlier runs have left."""
+        self.names.given[step] = True
+        reply = self._left.pop(step, None)
+        if self._all_asked is not None and not self._left:
+            self._all_asked.set()
+        return reply
+
     @property
     def _is_new(self) -> bool:
         """True if it is open, and no other run has left anything in it."""
@@ -260,6 +287,11 @@ class Journal:
     def _is_open(self) -> bool:
         """True if it is open over the link that there is."""
         return self._opening is None and self._generation == self._journals.generation
+
+    async def _is_ready(self) -> None:
+        """Return when it is open; if another worker has the call now, the run ends."""
+        while not self._is_open:
+            await self._in_hand(self._opened())
 
     async def _opened(self) -> None:
         """Return when it is open over the link that there is."""
@@ -285,10 +317,10 @@ class Journal:
 
     async def _open(self) -> None:
         entries = await self._journals.open(self.name, self._run.call.id)
-        given = self.names.given
-        left = {step: reply for step, reply in entries.replies.items() if not given.get(step)}
-        self._left = left or NOTHING
         self._sent, self._spent = entries.sent or NONE, entries.spent or NONE
+        given, spent = self.names.given, self._spent
+        left = {id: reply for id, reply in entries.replies.items() if not given.get(id) and id not in spent}
+        self._left = left or NOTHING
         self._size = sum(len(reply.payload) for reply in entries.replies.values())
         if self._left or self._sent:
             logger.info(
@@ -327,13 +359,14 @@ class Journal:
     async def _miss(self, task: str) -> None:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""
         self._missed |= {task}
-        if self._strict:
-            if self._all_asked is None:  # else another branch waits for the same
+        while self._strict and self._left:
+            if self._all_asked is None or self._all_asked.is_set():  # else another branch waits for the same
                 self._all_asked = asyncio.Event()
+            before = len(self._left), len(self._repeated)
             with suppress(TimeoutError):
                 async with asyncio.timeout(STRICT_SECONDS):
                     await self._all_asked.wait()
-            if self._left:
+            if before == (len(self._left), 0) and not self._repeated:
                 raise Diverged(
                     f"{self._run.call.task} called {task}, which it had not done before, and has not asked for "
                     f"all that it had done ({len(self._left)} left): its code or its inputs have changed; give a "

@@ -7,12 +7,25 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
-from atasks import Diverged, NotSupported, PayloadTooLarge, Retry, TransportError, current_call, event, once, sleep
+from atasks import (
+    Diverged,
+    EncodeError,
+    NotSupported,
+    PayloadTooLarge,
+    Retry,
+    RetryAfter,
+    TransportError,
+    current_call,
+    event,
+    once,
+    sleep,
+)
 from atasks.current import serving
 from atasks.pipeline import map
 from atasks.resume import journal
@@ -326,6 +339,79 @@ class ResumeCases(Cases):
                 assert await soon(parent(ending)) == ending
                 assert made[-2:] == [ending, ending]
             assert (len(made), steps.made) == (10, endings)
+
+    @pytest.mark.parametrize("ending", ["raised", "unencodable"])
+    async def test_the_tries_of_a_step_are_not_made_or_waited_for_again(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch, ending: str
+    ) -> None:
+        """The code has not changed: so with `strict` a step that is new need not wait for the second try."""
+        monkeypatch.setattr(journal, "STRICT_SECONDS", 0.2)
+        steps, tries = Steps(site), list[int | None]()
+
+        @site.atask
+        async def flaky() -> Any:
+            tries.append(current_call().try_)
+            if len(tries) > 1:
+                return "made"
+            if ending == "raised":
+                raise RetryAfter(1.0)
+            return threading.Lock()
+
+        again = Retry(on=EncodeError, wait=1.0, jitter=0.0)
+
+        @site.atask(resume="strict", retry=AGAIN)
+        async def parent() -> Any:
+            call = asyncio.ensure_future(flaky.options(retry=again)())
+            if current_call().try_ == 1:
+                await call
+            interrupted()
+            return await asyncio.gather(call, steps.step("new"))
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            assert await soon(parent()) == ["made", ["new"]]
+            assert tries == [1, 2]
+            await self._nothing_is_left(site)
+
+    async def test_a_new_step_waits_while_one_is_made_again_that_has_others_behind_it(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The code has not changed: a run with `strict` looks at the new step when it can tell."""
+        monkeypatch.setattr(journal, "STRICT_SECONDS", 0.2)
+        steps = Steps(site)
+
+        async def slow(ending: str) -> None:
+            try:
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                if "not cancelled" not in ending:
+                    raise
+
+        remote = site.atask(name="slow")(slow)
+
+        @site.atask(resume="strict", retry=AGAIN)
+        async def parent(ending: str) -> Any:
+            first = current_call().try_ == 1
+
+            async def branch() -> None:
+                call = once(slow, ending) if "local" in ending else remote(ending)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(call, 0.1 if first else None)
+                await steps.step("behind it")
+
+            if first:
+                await branch()
+            interrupted()
+            await asyncio.gather(branch(), steps.step("new"))
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            endings = ["cancelled", "not cancelled", "cancelled, local"]
+            for ending in endings:
+                await soon(parent(ending))
+            assert steps.made == ["behind it", "new"] * len(endings)
 
     async def test_a_pause_goes_on_where_it_was(self, site: Site) -> None:
         loop = asyncio.get_running_loop()
