@@ -322,12 +322,17 @@ class Journal:
         left = {id: reply for id, reply in entries.replies.items() if not given.get(id) and id not in spent}
         self._left = left or NOTHING
         self._size = sum(len(reply.payload) for reply in entries.replies.values())
+        call = self._run.call
         if self._left or self._sent:
-            logger.info(
-                "%s, call %s, resumes: %d of its steps are done",
-                self._run.call.task,
-                self._run.call.id,
-                len(self._left),
+            logger.info("%s, call %s, resumes: %d of its steps are done", call.task, call.id, len(self._left))
+        if entries.refused:
+            logger.warning(
+                "%s, call %s, does not believe %d messages in its journal: no worker's key in its file has "
+                "sealed them, and the steps that they tell of are made again. Leave the line of an old key of a "
+                "worker in the files of all workers until the calls that resume have ended which began under it",
+                call.task,
+                call.id,
+                entries.refused,
             )
 
     def _has_opened(self, ended: asyncio.Event, task: asyncio.Task[None]) -> None:

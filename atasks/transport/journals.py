@@ -50,6 +50,8 @@ class Entries:
     """The ids of calls that ended otherwise: whoever makes one of them again needs another id."""
     messages: int = 0
     """All that is in it, also what is not believed; 0 where nothing counts that."""
+    refused: int = 0
+    """Messages in it that are not believed: no worker has sealed them whose key is known."""
 
     def add(self, reply: Reply) -> None:
         """Keep a reply. The first one of an id counts."""

@@ -334,9 +334,10 @@ class AMQPRecords(Records):
     async def entries(self, name: str) -> Entries:
         """The contents of a journal. Under seals, what workers put into it counts. Raises UnknownRun."""
         messages = await self._reader.messages(name)
-        entries, seals = Entries(messages=len(messages)), self._session.seals
+        entries, seals = Entries(messages=len(messages), refused=len(messages)), self._session.seals
         place = self._session.topology.place("", self._session.topology.kept(name))
         for message in messages if seals is None else seals.from_workers(messages, place):
+            entries.refused -= 1
             for envelope in _envelopes(message.body):
                 if isinstance(envelope, Sent):
                     entries.sent.update(envelope.ids)
