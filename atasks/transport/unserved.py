@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.commands import worker_command
 from atasks.errors import NoWorker
+from atasks.wire import counted
 
 if TYPE_CHECKING:
     from atasks.transport.other_queues import OtherQueues
@@ -23,10 +24,10 @@ GAP_SECONDS: Final = 10.0
 """Seconds after which calls that wait are others than those that were seen before: a worker came, or their end."""
 MAX_QUEUES: Final = 1000
 UNSERVED: Final = (
-    "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
+    "nothing serves queue %r: %s waited for a worker, %s for %.0f s; start one for it "
     "(%s), or give calls a timeout%s"
 )
-PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s"
+PAUSED: Final = "queue %r is paused: %s until it is resumed (atasks resume QUEUE), %s for %.0f s"
 
 
 class Unserved:
@@ -52,13 +53,13 @@ class Unserved:
         sent = [pending.since for pending in pendings if pending.since > 0]  # else not sent yet, or suspected
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
-            said = now
+            said, is_one = now, len(pendings) == 1
+            calls, some = counted(len(pendings), "call"), "now" if is_one else "some"
             if paused:
-                self._logger.warning(PAUSED, queue, len(pendings), waited)
+                self._logger.warning(PAUSED, queue, calls + (" waits" if is_one else " wait"), some, waited)
             else:
-                self._logger.warning(
-                    UNSERVED, queue, len(pendings), waited, worker_command(), self.elsewhere(pendings)
-                )
+                have, elsewhere = calls + (" has" if is_one else " have"), self.elsewhere(pendings)
+                self._logger.warning(UNSERVED, queue, have, some, waited, worker_command(), elsewhere)
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said

@@ -29,7 +29,7 @@ def test_the_command_that_starts_a_worker(
     Unserved(logging.getLogger("atasks.tests")).see("mail", waiting, 1.0 + WARN_SECONDS)
     assert caplog.messages == [
         (
-            "nothing serves queue 'mail': 1 calls have waited for a worker, some for 5 s; start one for it "
+            "nothing serves queue 'mail': 1 call has waited for a worker, now for 5 s; start one for it "
             f"({named}), or give calls a timeout"
         )
     ]

@@ -130,7 +130,8 @@ def test_a_call_that_was_not_sent_yet_waits_from_when_that_is_seen(
     unserved = Unserved(logging.getLogger("atasks.tests"))
     for second in range(0, 8, 2):
         unserved.see("one", [_pending(since)], 1000.0 + second)
-    assert [record.args[2] for record in caplog.records if isinstance(record.args, tuple)] == [6.0]
+    (message,) = caplog.messages
+    assert "1 call has waited for a worker, now for 6 s;" in message
 
 
 def test_calls_have_waited_no_longer_than_they_wait(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,8 +141,24 @@ def test_calls_have_waited_no_longer_than_they_wait(caplog: pytest.LogCaptureFix
         unserved.see("one", [_pending()], 1000.0 + second)
     for second in (34, 36, 38, 40):
         unserved.see("one", [_pending(1034.0)], 1000.0 + second)
-    (record,) = caplog.records
-    assert "1 calls have waited for a worker, some for 6 s;" in record.getMessage()
+    (message,) = caplog.messages
+    assert "1 call has waited for a worker, now for 6 s;" in message
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (1, "1 call waits until it is resumed (atasks resume QUEUE), now for 6 s"),
+        (2, "2 calls wait until it is resumed (atasks resume QUEUE), some for 6 s"),
+    ],
+)
+def test_calls_of_a_queue_that_is_paused_are_counted_in_words(
+    calls: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unserved = Unserved(logging.getLogger("atasks.tests"))
+    for second in (0, 2, 4, 6):
+        unserved.see("one", [_pending()] * calls, 1000.0 + second, paused=True)
+    assert caplog.messages == [f"queue 'one' is paused: {said}"]
 
 
 def _pending(sent: float = 1000.0) -> Any:
