@@ -8,6 +8,7 @@ import hmac
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib import resources
 from typing import Final
 
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from atasks.errors import AtasksError
 from atasks.web.feed import ACTIONS, Feed
@@ -148,18 +150,17 @@ class _Page:
         self._check(request)
         if self._viewers >= VIEWERS:
             raise HTTPException(503, f"{VIEWERS} browsers look already: close one")
-        return StreamingResponse(self._updates(), media_type="text/event-stream", headers=HEADERS)
+        return _Stream(self._viewer, self._updates())
 
     async def _updates(self) -> AsyncIterator[str]:
-        with self._viewer():
-            version = -1
-            while not self._closing.is_set():
-                update = self._picture.changes(version) if version >= 0 else self._picture.snapshot()
-                version = update["version"]
-                yield f"data: {json.dumps(update, separators=(',', ':'), default=str)}\n\n"
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PERIOD):
-                        await self._closing.wait()
+        version = -1
+        while not self._closing.is_set():
+            update = self._picture.changes(version) if version >= 0 else self._picture.snapshot()
+            version = update["version"]
+            yield f"data: {json.dumps(update, separators=(',', ':'), default=str)}\n\n"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD):
+                    await self._closing.wait()
 
     @contextlib.contextmanager
     def _viewer(self) -> Iterator[None]:
@@ -223,6 +224,18 @@ class _Page:
             return {"done": await self._feed.act(action, ids)}
 
         return await _answer(act)
+
+
+class _Stream(StreamingResponse):
+    """Updates for one browser, which is a viewer from the turn of its request on until it has gone."""
+
+    def __init__(self, viewer: Callable[[], AbstractContextManager[None]], updates: AsyncIterator[str]) -> None:
+        super().__init__(updates, media_type="text/event-stream", headers=HEADERS)
+        self._viewer = viewer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._viewer():
+            await super().__call__(scope, receive, send)
 
 
 async def _answer(function: Callable[..., Awaitable[object]], *args: object) -> Response:

@@ -190,6 +190,19 @@ async def test_so_many_browsers_look_at_a_time(fleet: Fleet, monkeypatch: pytest
             await stream.aclose()
 
 
+async def test_browsers_that_come_at_once_are_counted_too(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "VIEWERS", 2)
+    async with Browser(fleet) as browser:
+        looking = [page_stream(browser.app) for _ in range(5)]
+        first = await asyncio.gather(*map(anext, looking))
+        assert [message["status"] for message in first] == [200] * 2 + [503] * 3
+        for stream in looking:
+            await stream.aclose()
+        again = page_stream(browser.app)
+        assert (await anext(again))["status"] == 200
+        await again.aclose()
+
+
 async def page_stream(app: Any) -> AsyncGenerator[Any, None]:
     """Yield each message that the page sends to a browser: httpx waits for the end of an answer."""
     sent: asyncio.Queue[Any] = asyncio.Queue()
