@@ -93,7 +93,7 @@ async def test_calls_that_nothing_serves_are_said_once_a_queue_and_each_minute(
     monkeypatch.setattr("atasks.transport.unserved.AGAIN_SECONDS", 4.0)
 
     def said() -> list[str]:
-        return [record.getMessage() for record in caplog.records if "have waited for a worker" in record.getMessage()]
+        return [message for message in caplog.messages if "have waited for a worker" in message]
 
     async with atasks.connect(fleet.broker.url, prefix=prefix):
         began = asyncio.get_running_loop().time()

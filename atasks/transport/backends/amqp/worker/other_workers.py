@@ -32,22 +32,25 @@ class OtherWorkers:
         time)."""
 
     async def beyond(self, solo: str, number: int) -> bool:
-        """Return True if more workers than that number consume the solo queue."""
+        """Return True if more workers than that number consume the solo queue. False where that cannot be seen:
+        such an answer is believed by nobody else."""
         key, now = (solo, number), asyncio.get_running_loop().time
         async with self._locks[key]:
             there, until = self._known.get(key, (False, 0.0))
+            link = self._link()
+            if link is None:
+                return False
             if now() >= until:
-                there = await self._look(solo, number)
+                try:
+                    there = await self._look(link, solo, number)
+                except CLIENT_ERRORS:
+                    return False
                 self._known[key] = there, now() + KNOWN_SECONDS
             return there
 
-    async def _look(self, solo: str, number: int) -> bool:
+    async def _look(self, link: Link, solo: str, number: int) -> bool:
         for _ in range(2):
-            link = self._link()
-            try:
-                state = None if link is None else await link.queue_state(solo)
-            except CLIENT_ERRORS:
-                return False
+            state = await link.queue_state(solo)
             if state is not None and state[1] > number:
                 return True
             await asyncio.sleep(PAUSE)
