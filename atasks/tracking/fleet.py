@@ -283,10 +283,8 @@ class Fleet:
         """Worker -> its answer, `enough` of them if that is given. Raises NotConnected, NotSupported."""
         try:
             query = Query(VERSION, uuid.uuid4().hex, queries.encode(question), worker, queue)
-        except (
-            UnicodeEncodeError
-        ):  # surrogates, as of bytes of a command line: nothing that workers have is named so
-            return {}
+        except UnicodeEncodeError:
+            return {}  # surrogates, as of bytes of a command line: nothing that workers have is named so
         over = asyncio.Event()
         answered: set[str] = set()
         found: dict[str, A] = {}

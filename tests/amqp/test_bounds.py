@@ -166,6 +166,28 @@ async def test_calls_of_unknown_atasks_ask_the_broker_for_other_workers_together
         assert asked.count(make_site.worker.transport.session.topology.solo("default")) < 100
 
 
+async def test_a_link_that_is_lost_over_a_look_for_other_workers_ends_no_call(
+    make_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker gives the call to a worker again, which may have its atask."""
+    real = Link.queue_state
+
+    async def queue_state(link: Link, name: str) -> tuple[int, int] | None:
+        if name == make_site.worker.transport.session.topology.solo("default"):
+            monkeypatch.undo()
+            make_site.atask(name="late")(_late)
+            link.lose("cut")
+        return await real(link, name)
+
+    async with make_site.open():
+        monkeypatch.setattr(Link, "queue_state", queue_state)
+        assert await soon(make_site.router.send_request("late", 3)) == 3
+
+
+async def _late(n: int) -> int:
+    return n
+
+
 async def test_calls_for_a_database_that_is_not_known_wait_elsewhere(make_site: Site, peer: Peer) -> None:
     """And not in the window of a worker, for a second each time: good calls waited behind 3 000 of them for a
     minute, for as long as these were there."""
