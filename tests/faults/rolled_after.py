@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from atasks import atask
+from atasks import Retry, atask
 from tests.faults.resuming import begin, rolling
 
-__all__ = ["begin", "rolled", "versioned"]
+__all__ = ["begin", "rolled", "strict", "versioned"]
 
 
 @atask(resume=True, max_attempts=20, name="rolled")
@@ -17,4 +17,12 @@ async def rolled(key: str, gate: str) -> list[str]:
 @atask(resume="new", max_attempts=20, name="versioned")
 async def versioned(key: str, gate: str) -> list[str]:
     """The names of its steps, too: this one has a version of its own."""
+    return await rolling("new", "second")(key, gate)
+
+
+@atask(
+    resume="strict", max_attempts=20, name="strict", retry=Retry(on=Exception, attempts=2, wait=0.0, jitter=0.0)
+)
+async def strict(key: str, gate: str) -> list[str]:
+    """The names of its steps, which are to be those of the run before."""
     return await rolling("new", "second")(key, gate)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from atasks import ATask
+from atasks import ATask, Diverged
 from atasks.testing import soon, until
 from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
 from tests.faults.resuming import forgiving, local
-from tests.faults.rolled_before import rolled, versioned
+from tests.faults.rolled_before import rolled, strict, versioned
 from tests.faults.workers import Fleet
 
 MODULE = "tests.faults.resuming"
@@ -118,3 +118,21 @@ async def test_new_code_finds_the_steps_that_it_has_in_common_with_the_old_one_u
             lambda: len([name for name in left(node, prefix) if ".run." in name]) == 1,
             "the journal of the version before is left, and expires",
         )
+
+
+async def test_new_code_ends_a_strict_call_before_its_first_new_step_and_leaves_nothing(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    before = fleet.start_one(module="tests.faults.rolled_before", caller_patience=5.0)
+    task = asyncio.create_task(strict(key, str(tmp_path / "gate")))
+    await until(lambda: len(history.safe()) == 2, "both steps are safe")
+    before.kill()
+    fleet.start_one(module="tests.faults.rolled_after", caller_patience=5.0)
+    with pytest.raises(Diverged, match=r"strict called tests.faults.resuming.step, which .* \(2 left\)") as caught:
+        await soon(task)
+    assert "atasks: try 1 of strict ended in Diverged" in "".join(caught.value.__notes__)  # and try 2 was the last
+    runs = {name: len(history.runs(f"{key}-{name}")) for name in ("first", "second", "new")}
+    assert runs == {"first": 1, "second": 1, "new": 0}
+    await until(lambda: not left(node, prefix), "the journal is dropped")
+    await fleet.quiet()
+    assert not [queue for queue in fleet.queues() if queue.messages]

@@ -30,8 +30,8 @@ class HubJournals:
         self._size = 0
         self._journals: dict[tuple[str, str], _Journal] = {}
         """By namespace and name."""
-        self._owners: dict[str, tuple[str, str]] = {}
-        """Id of the call in hand -> its journal."""
+        self._owners: dict[str, list[tuple[str, str]]] = {}
+        """Id of the call in hand -> its journals: each version of its code that has run it has one."""
 
     def __len__(self) -> int:
         return len(self._journals)
@@ -44,10 +44,10 @@ class HubJournals:
             journal = _Journal()
             if self._takes(journal, OVERHEAD + len(message.name)):
                 self._journals[key] = journal
-        if key in self._journals:
-            self._owners.pop(journal.owner, None)
+        if key in self._journals and journal.owner != message.owner:
+            self._disown(key, journal)
             journal.owner = message.owner
-            self._owners[message.owner] = key
+            self._owners.setdefault(message.owner, []).append(key)
         peer.answer(lambda: self._send(peer, message.number, journal))
 
     def _send(self, peer: Peer, number: int, journal: _Journal) -> None:
@@ -65,7 +65,7 @@ class HubJournals:
         key = _key(peer, message.name)
         journal = self._journals.get(key)
         if journal is not None and message.owner in ("", journal.owner):
-            self._drop(key)
+            self.over(journal.owner)
 
     def sent(self, peer: Peer, name: str, call_id: str) -> Reply | None:
         """A call is sent whose reply goes into this journal; the reply, if it is there."""
@@ -96,15 +96,21 @@ class HubJournals:
 
     def over(self, call_id: str) -> None:
         """A call will not run again."""
-        key = self._owners.get(call_id)
-        if key is not None:
+        for key in self._owners.pop(call_id, ()):
             self._drop(key)
+
+    def _disown(self, key: tuple[str, str], journal: _Journal) -> None:
+        """Another call is to work at the journal: a try, say."""
+        owned = self._owners.get(journal.owner, [])
+        if key in owned:
+            owned.remove(key)
+            if not owned:
+                del self._owners[journal.owner]
 
     def _drop(self, key: tuple[str, str]) -> None:
         journal = self._journals.pop(key, None)
         if journal is not None:
             self._size -= journal.size
-            self._owners.pop(journal.owner, None)
             entries = journal.entries
             self._unwanted([call_id for call_id in entries.sent if call_id not in entries.replies])
 
