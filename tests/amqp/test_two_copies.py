@@ -16,7 +16,9 @@ import pytest
 
 from atasks import MsgpackCodec, Worker, current_call, sleep
 from atasks.testing import Site, soon, until
+from atasks.tracking.counters import RECEIVED
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.worker import kept_calls
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.wire import Call, Reply
 from tests.amqp.journals import empty, gone, holds, journal_address, journal_queue, messages_in
@@ -171,6 +173,36 @@ async def test_a_step_that_came_just_now_does_not_begin_if_it_ended_elsewhere_wh
         asyncio.get_running_loop().call_soon(time.sleep, 2.5)
         copies.rest.set()
         await soon(other)
+        await until(lambda: not second.held or len(copies.inner_ids) > 1, "the copy is dropped, or begins")
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
+
+
+async def test_a_step_that_is_read_after_a_standstill_does_not_begin_if_it_has_ended_elsewhere(
+    site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket may have had more meanwhile than is read at once."""
+    monkeypatch.setattr(kept_calls, "DOUBT_SECONDS", 60.0)  # for a slow machine
+    noticed, doubt = asyncio.Event(), KeptCalls.doubt
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        first, running = await copies.begin()
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await sleep(0.5)  # its reply is safe
+        await first.drain(0)
+        second = await site.serve(queues=["inner"])
+        transport = second.transport
+        assert isinstance(transport, AMQPTransport)
+        assert transport.serving is not None
+        kept = transport.serving.kept
+        monkeypatch.setattr(KeptCalls, "doubt", lambda each: (doubt(each), each is kept and noticed.set()))
+        asyncio.get_running_loop().call_soon(time.sleep, 2.5)
+        await soon(noticed.wait())
+        received = second.counters.row("inner")
+        await copies.send_copy(attempt=1, sent_ms=int(time.time() * 1000))
+        await until(lambda: received[RECEIVED], "the copy comes")
         await until(lambda: not second.held or len(copies.inner_ids) > 1, "the copy is dropped, or begins")
         assert len(copies.inner_ids) == 1
         copies.end.set()

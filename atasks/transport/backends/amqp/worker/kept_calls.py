@@ -41,6 +41,8 @@ FRESH_SECONDS: Final = 0.1
 STOOD_STILL_SECONDS: Final = 1.0
 """If a look took longer, or a round is so late, this process may have stood still: the broker may have given its
 calls to others meanwhile, and the link may be lost without a word of that."""
+DOUBT_SECONDS: Final = 2.0
+"""For so long after that what is read is doubted: the socket may have had more than is read at once."""
 EMPTIED: Final = "emptied"
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
@@ -63,6 +65,8 @@ class KeptCalls:
         """Call in hand -> when to look at its record (event loop time)."""
         self._turned = math.inf
         """When the event loop turned last, as far as that was noticed (its time)."""
+        self._doubtful_until = 0.0
+        """Until when that which is read may have come while this process stood still (event loop time)."""
         self._errands = Errands("atasks kept call")
         self._stopped = False
 
@@ -74,8 +78,9 @@ class KeptCalls:
         return partial(self._is_still_here, call.id) if self._looks_for(call, delivery) else None
 
     async def _is_still_here(self, call_id: str) -> bool:
-        late = asyncio.get_running_loop().time() - self._turned > ROUND_SECONDS + STOOD_STILL_SECONDS
-        return not late or await self._may_begin(call_id, again=True, looked=0.0)
+        now = asyncio.get_running_loop().time()
+        doubtful = now < self._doubtful_until or now - self._turned > ROUND_SECONDS + STOOD_STILL_SECONDS
+        return not doubtful or await self._may_begin(call_id, again=True, looked=0.0)
 
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
@@ -228,12 +233,14 @@ class KeptCalls:
         return min(record.expires / 3, LONGEST_PAUSE)
 
     async def notice(self) -> None:
-        """Doubt all that waits here whenever this process has stood still, until cancelled."""
+        """Doubt all that waits here whenever this process has stood still, and what is read in the next seconds;
+        until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             self._turned = loop.time()
             await asyncio.sleep(ROUND_SECONDS)
             if loop.time() - self._turned > ROUND_SECONDS + STOOD_STILL_SECONDS:
+                self._doubtful_until = loop.time() + DOUBT_SECONDS
                 self.doubt()
 
     def doubt(self) -> None:
