@@ -7,7 +7,6 @@ import logging
 import random
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -379,9 +378,10 @@ class ResumeCases(Cases):
     ) -> None:
         """The code has not changed: a run with `strict` looks at the new step when it can tell."""
         monkeypatch.setattr(journal, "STRICT_SECONDS", 0.2)
-        steps = Steps(site)
+        steps, begun = Steps(site), list[str]()
 
         async def slow(ending: str) -> None:
+            begun.append(ending)
             try:
                 await asyncio.sleep(0.5)
             except asyncio.CancelledError:
@@ -395,9 +395,13 @@ class ResumeCases(Cases):
             first = current_call().try_ == 1
 
             async def branch() -> None:
-                call = once(slow, ending) if "local" in ending else remote(ending)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(call, 0.1 if first else None)
+                call = asyncio.ensure_future(once(slow, ending) if "local" in ending else remote(ending))
+                if first:
+                    await until(lambda: ending in begun)
+                    call.cancel()
+                    await asyncio.wait([call])
+                else:
+                    await call
                 await steps.step("behind it")
 
             if first:
