@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from aiormq.exceptions import ChannelInvalidStateError
 
-from atasks.transport.backends.amqp.worker.other_workers import OtherWorkers
+from atasks.transport.backends.amqp.worker.other_workers import KNOWN_SECONDS, LOOKS, OtherWorkers
 
 
 class _Link:
@@ -31,5 +32,22 @@ async def test_a_look_that_failed_says_nothing_of_the_next_link(lost: _Link | No
     assert not await others.beyond("solo", 1)
     link = _Link(2)
     assert await others.beyond("solo", 1)
+
+
+async def test_a_worker_that_starts_after_a_look_is_seen_by_the_next_call() -> None:
+    link: Any = _Link(1)
+    others = OtherWorkers(lambda: link)
+    assert not await others.beyond("solo", 1)
+    link.consumers = 2
     assert await others.beyond("solo", 1)
-    assert link.looks == 1
+
+
+async def test_many_calls_at_a_time_believe_what_the_first_ones_saw() -> None:
+    """For half a second, though a worker is missed that starts then; and no longer."""
+    link: Any = _Link(1)
+    others = OtherWorkers(lambda: link)
+    assert not any(await asyncio.gather(*(others.beyond("solo", 1) for _ in range(1000))))
+    assert link.looks == 2 * LOOKS
+    link.consumers = 2
+    await asyncio.sleep(KNOWN_SECONDS)
+    assert await others.beyond("solo", 1)

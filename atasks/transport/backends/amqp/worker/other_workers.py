@@ -16,8 +16,24 @@ __all__ = ["PAUSE", "OtherWorkers"]
 
 PAUSE: Final = 0.05
 """Seconds between two looks: a worker that starts is seen a little later."""
+LOOKS: Final = 8
+"""Looks in a row for as many calls: who comes after them believes what was seen last, since anybody may send calls
+of unknown atasks, a thousand at a time."""
 KNOWN_SECONDS: Final = 0.5
-"""Seconds for which what was seen is believed: anybody may send calls of unknown atasks, a thousand at a time."""
+"""Seconds for which that is believed, and without a call after which a row of looks begins anew."""
+
+
+class _Seen:
+    """The last look, for workers beyond a number of them."""
+
+    __slots__ = ("asked", "looked", "looks", "there")
+
+    def __init__(self) -> None:
+        self.there = False
+        self.looks = 0
+        """Those in this row."""
+        self.looked = self.asked = 0.0
+        """When the last look ended, and when a call last wanted to know (event loop time)."""
 
 
 class OtherWorkers:
@@ -27,26 +43,28 @@ class OtherWorkers:
         """`link`: the one that is served over now."""
         self._link = link
         self._locks: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._known: dict[tuple[str, int], tuple[bool, float]] = {}
-        """Solo queue and number of workers -> True if there were more, and until when that is believed (event loop
-        time)."""
+        self._seen: defaultdict[tuple[str, int], _Seen] = defaultdict(_Seen)
+        """Solo queue and number of workers -> what was seen."""
 
     async def beyond(self, solo: str, number: int) -> bool:
         """Return True if more workers than that number consume the solo queue. False where that cannot be seen:
         such an answer is believed by nobody else."""
         key, now = (solo, number), asyncio.get_running_loop().time
         async with self._locks[key]:
-            there, until = self._known.get(key, (False, 0.0))
-            link = self._link()
+            link, seen = self._link(), self._seen[key]
             if link is None:
                 return False
-            if now() >= until:
+            if now() - seen.asked >= KNOWN_SECONDS:
+                seen.looks = 0
+            if seen.looks < LOOKS or now() - seen.looked >= KNOWN_SECONDS:
                 try:
-                    there = await self._look(link, solo, number)
+                    seen.there = await self._look(link, solo, number)
                 except CLIENT_ERRORS:
                     return False
-                self._known[key] = there, now() + KNOWN_SECONDS
-            return there
+                seen.looks += 1
+                seen.looked = now()
+            seen.asked = now()
+            return seen.there
 
     async def _look(self, link: Link, solo: str, number: int) -> bool:
         for _ in range(2):
