@@ -69,12 +69,16 @@ class _Way:
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Make the next try, or find it. Of the tries of earlier runs the last one counts: they have paused
         between them, and the one before may have ended without a result to keep."""
-        call.id, self._next = self._next, again(f"try {self._next}")
+        self._number(call)
         while await self._journal.passed(call.id, self._next):
             call.key = call.key or call.id
             call.try_ += 1
-            call.id, self._next = self._next, again(f"try {self._next}")
+            self._number(call)
         return await self._journal.request(self._transport, call, options)
+
+    def _number(self, call: Call) -> None:
+        """Give the call the id of its next try."""
+        call.id, self._next = self._next, again(f"try {self._next}")
 
 
 async def may_stream(run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
