@@ -26,9 +26,11 @@ KNOWN_SECONDS: Final = 0.5
 class _Seen:
     """The last look, for workers beyond a number of them."""
 
-    __slots__ = ("asked", "looked", "looks", "there")
+    __slots__ = ("asked", "lock", "looked", "looks", "there")
 
     def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        """Whoever looks has it: others wait for what is seen."""
         self.there = False
         self.looks = 0
         """Those in this row."""
@@ -42,16 +44,15 @@ class OtherWorkers:
     def __init__(self, link: Callable[[], Link | None]) -> None:
         """`link`: the one that is served over now."""
         self._link = link
-        self._locks: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._seen: defaultdict[tuple[str, int], _Seen] = defaultdict(_Seen)
         """Solo queue and number of workers -> what was seen."""
 
     async def beyond(self, solo: str, number: int) -> bool:
         """Return True if more workers than that number consume the solo queue. False where that cannot be seen:
         such an answer is believed by nobody else."""
-        key, now = (solo, number), asyncio.get_running_loop().time
-        async with self._locks[key]:
-            link, seen = self._link(), self._seen[key]
+        seen, now = self._seen[solo, number], asyncio.get_running_loop().time
+        async with seen.lock:
+            link = self._link()
             if link is None:
                 return False
             if now() - seen.asked >= KNOWN_SECONDS:
