@@ -9,6 +9,7 @@ from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.session import Session
 from atasks.transport.backends.amqp.transport import AMQPTransport
 from atasks.transport.journals import journal_name
+from tests.broker import Broker
 
 
 def _session(site: Site) -> Session:
@@ -31,6 +32,12 @@ def journal_queue(site: Site, parent: str) -> str:
 def journal_address(site: Site, parent: str) -> str:
     """The reply address of the calls that a call makes."""
     return _session(site).topology.lock(journal_name(parent, True))
+
+
+def left_of_journals(broker: Broker, prefix: str) -> list[str]:
+    """The journals at the broker, and their locks."""
+    kinds = (f"{prefix}.run.", f"{prefix}.lock.")
+    return [queue.name for queue in broker.queues() if queue.name.startswith(kinds)]
 
 
 async def messages_in(site: Site, queue: str) -> int | None:

@@ -84,6 +84,22 @@ class Orders:
         queue = self.peer.work_queue("copies")
         await self.peer.send([*call, attempt, 3, 0, orphan], queue=queue, message_id=message_id, reply_to=reply_to)
 
+    async def begin_beside_copy(
+        self, attempt: int, ago: float = 60.0
+    ) -> tuple[Worker, asyncio.Task[int], asyncio.Task[None]]:
+        """Have the call begin, and have its copy wait at another worker for the slot of a busy call. Return that
+        worker, and both calls."""
+        second = await self.serve()
+        await self.site.serve(queues=["orders"])
+        running = asyncio.create_task(self.order())
+        await soon(self.halfway.wait())
+        other = asyncio.create_task(self.busy())
+        await soon(self.is_busy.wait())
+        (call_id,) = self.begun
+        await self.send_copy(call_id, self.caller.session.reply_queue, attempt, ago=ago)
+        await until(lambda: second.holds(call_id), "its caller lets the copy start")
+        return second, running, other
+
 
 class Inbox:
     """The messages that come to one caller."""
@@ -150,15 +166,8 @@ async def test_a_copy_that_begins_when_the_call_has_ended_makes_no_step(
     caplog.set_level(logging.INFO, "atasks.worker")
     async with orders.site.open(serve=False):
         inbox.caller = orders.caller
-        second = await orders.serve()
-        await orders.site.serve(queues=["orders"])
-        running = asyncio.create_task(orders.order())
-        await soon(orders.halfway.wait())
-        other = asyncio.create_task(orders.busy())
-        await soon(orders.is_busy.wait())
+        second, running, other = await orders.begin_beside_copy(attempt)
         (call_id,) = orders.begun
-        await orders.send_copy(call_id, orders.caller.session.reply_queue, attempt)
-        await until(lambda: second.holds(call_id), "its caller lets the copy start")
         before = len(inbox.claims)
         inbox.held = None if reads else []
         orders.go_on.set()
@@ -220,15 +229,8 @@ async def test_a_call_that_waited_at_its_worker_while_it_ended_elsewhere_makes_n
     monkeypatch.setattr(attempts, "AGAIN_SECONDS", 0.2)
     async with orders.site.open(serve=False):
         inbox.caller = orders.caller
-        second = await orders.serve()
-        await orders.site.serve(queues=["orders"])
-        running = asyncio.create_task(orders.order())
-        await soon(orders.halfway.wait())
-        other = asyncio.create_task(orders.busy())
-        await soon(orders.is_busy.wait())
+        second, running, other = await orders.begin_beside_copy(attempt=1, ago=0)
         (call_id,) = orders.begun
-        await orders.send_copy(call_id, orders.caller.session.reply_queue, attempt=1, ago=0)
-        await until(lambda: second.holds(call_id), "its caller lets the copy start")
         await asyncio.sleep(0.3)
         orders.go_on.set()
         assert await soon(running) == 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,16 @@ from atasks import ATask, MsgpackCodec, NoWorker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
-from tests.amqp.journals import bodies_in, gone, has_spares, holds, journal_address, journal_queue, messages_in
+from tests.amqp.journals import (
+    bodies_in,
+    gone,
+    has_spares,
+    holds,
+    journal_address,
+    journal_queue,
+    left_of_journals,
+    messages_in,
+)
 from tests.amqp.peer import Peer
 from tests.broker import Broker
 
@@ -234,10 +244,7 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(
     MsgpackCodec(site.namespace)
     begun, cut = asyncio.Event(), asyncio.Event()
 
-    def left() -> list[str]:
-        """The locks and journals at the broker."""
-        queues = [queue.name for queue in controllable_broker.queues()]
-        return [name for name in queues if name.startswith((f"{prefix}.lock.", f"{prefix}.run."))]
+    left = partial(left_of_journals, controllable_broker, prefix)
 
     @site.atask(name="step")
     async def step(n: int) -> int:

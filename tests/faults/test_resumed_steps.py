@@ -10,6 +10,7 @@ import pytest
 
 from atasks import ATask, Diverged
 from atasks.testing import soon, until
+from tests.amqp.journals import left_of_journals
 from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
@@ -18,11 +19,6 @@ from tests.faults.rolled_before import rolled, strict, versioned
 from tests.faults.workers import Fleet
 
 MODULE = "tests.faults.resuming"
-
-
-def left(node: Broker, prefix: str) -> list[str]:
-    """The journals at the broker, and their locks."""
-    return [queue.name for queue in node.queues() if queue.name.startswith((f"{prefix}.run.", f"{prefix}.lock."))]
 
 
 @pytest.mark.parametrize("result", ["is not there", "is on its way", "is safe"])
@@ -58,7 +54,7 @@ async def test_local_work_is_done_again_unless_its_result_is_safe(
     assert await soon(task) == (first if result == "is safe" else second).pid
     endings = {"is not there": [None, "end"], "is on its way": ["end", "end"], "is safe": ["end"]}
     assert [run.ending for run in history.runs(f"{key}-0")] == endings[result]
-    await until(lambda: not left(node, prefix), "the journal is dropped")
+    await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
 
 
 async def test_a_step_that_was_lost_is_made_again(
@@ -79,7 +75,7 @@ async def test_a_step_that_was_lost_is_made_again(
     end.touch()
     assert await soon(task) == again.pid
     assert [run.ending for run in history.runs(f"{key}-0")] == [None, "end"]
-    await until(lambda: not left(node, prefix), "the journal is dropped")
+    await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
 
 
 @pytest.mark.parametrize(
@@ -112,10 +108,10 @@ async def test_new_code_finds_the_steps_that_it_has_in_common_with_the_old_one_u
     )
     assert warned == (call is rolled)
     if call is rolled:
-        await until(lambda: not left(node, prefix), "the journal is dropped")
+        await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
     else:
         await until(
-            lambda: len([name for name in left(node, prefix) if ".run." in name]) == 1,
+            lambda: len([name for name in left_of_journals(node, prefix) if ".run." in name]) == 1,
             "the journal of the version before is left, and expires",
         )
 
@@ -133,6 +129,6 @@ async def test_new_code_ends_a_strict_call_before_its_first_new_step_and_leaves_
     assert "atasks: try 1 of strict ended in Diverged" in "".join(caught.value.__notes__)  # and try 2 was the last
     runs = {name: len(history.runs(f"{key}-{name}")) for name in ("first", "second", "new")}
     assert runs == {"first": 1, "second": 1, "new": 0}
-    await until(lambda: not left(node, prefix), "the journal is dropped")
+    await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
     await fleet.quiet()
     assert not [queue for queue in fleet.queues() if queue.messages]
