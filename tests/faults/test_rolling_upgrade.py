@@ -253,7 +253,7 @@ def test_a_hub_of_the_other_version_says_one_line(
             talk = TalkProcess(history.path, "everything", url, {}, sources[client], gate=str(gate))
             assert talk.wait() == 1
             assert talk.output.splitlines()[-1].endswith(f"ConnectFailed: {refused}")
-            assert sum(line.endswith(refused) for line in worker.output.splitlines()) == 1
+            assert sum(refused in line for line in worker.output.splitlines()) == 1
             assert worker.stop() == 0
         finally:
             for process in (talk, worker):

@@ -9,7 +9,9 @@ import asyncio
 import itertools
 import logging
 import os
+import time
 import uuid
+from types import SimpleNamespace
 
 import pytest
 from msgspec import structs
@@ -24,6 +26,7 @@ from atasks import (
     wire,
 )
 from atasks.testing import until
+from atasks.transport import refusals
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import events, queues, reception
 from atasks.transport.backends.local.hub import listener as hosting
@@ -87,7 +90,7 @@ async def test_a_process_has_a_while_to_say_hello(
         await asyncio.sleep(0.3)
         polite.send(Request("nowhere", call("polite"), wait=False))
         await until(lambda: len(received) == 2, "the other one is answered")
-    assert any("no Hello" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+    assert any("without a Hello" in record.message for record in caplog.records if record.levelno == logging.ERROR)
 
 
 async def test_the_first_frame_is_a_small_one(host: Host, path: str) -> None:
@@ -145,6 +148,38 @@ async def test_the_id_of_a_call_in_hand_belongs_to_who_sent_it(host: Host, path:
         worker.send(Reply(VERSION, "the-id", Status.VALUE, b"result", "pickle", "worker"))
         await until(lambda: of(owned, Reply), "its owner has the result")
     assert len(of(refused, Reply)) == 1
+
+
+async def test_what_the_hub_refuses_fills_no_log(
+    host: Host, path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it comes: the log has a line at once, and then one a minute at most, which counts the rest."""
+
+    def lines() -> list[str]:
+        return [text for text in caplog.messages if text.startswith("the hub refused what processes sent")]
+
+    async def told(number: int) -> None:
+        await until(lambda: len(of(refused, Reply)) == number, "the stranger is told")
+
+    now = time.monotonic()
+    monkeypatch.setattr(refusals, "time", SimpleNamespace(monotonic=lambda: now))
+    forged = Request("q", call("the-id", b"stranger"))
+    async with process(path) as (owner, _), process(path) as (stranger, refused):
+        owner.send(Request("q", call("the-id", b"owner")))
+        await until(lambda: len(host.hub) == 1, "it waits")
+        stranger.send(forged)
+        await told(1)
+        now += 59
+        for _ in range(298):
+            stranger.send(forged)
+        await told(299)
+        assert len(lines()) == 1
+        now += 1
+        stranger.send(forged)
+        await told(300)
+    assert len(lines()) == 2
+    assert ": 1 calls under the id of another one (the-id by process " in lines()[0]
+    assert ": 299 calls under the id of another one (the-id by process " in lines()[1]
 
 
 async def test_a_process_that_connects_again_awaits_its_calls_again(host: Host, path: str) -> None:

@@ -14,7 +14,8 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from atasks.signing import CONTENT_TYPE
 from atasks.testing import Site, soon, until
-from atasks.transport.backends.amqp import AMQPTransport, seals
+from atasks.transport import refusals
+from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller import presence
 from tests.amqp.seals.attacker import (
     CLAIM,
@@ -219,7 +220,7 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
 async def test_lost_refusals_are_counted_once_a_minute(
     site: Site, attacker: Attacker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seals, "REPORT_SECONDS", 3.0)
+    monkeypatch.setattr(refusals, "REPORT_SECONDS", 3.0)
     async with site.open():
         dead = await attacker.peer.dead_letters()
 

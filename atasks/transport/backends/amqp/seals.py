@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
@@ -33,6 +33,7 @@ from atasks.signing import (
     seal_apart,
     unseal,
 )
+from atasks.transport.refusals import Refusals
 from atasks.wire import (
     RUN_PIPELINE,
     RUN_TRIES,
@@ -70,7 +71,6 @@ REQUEST_SECONDS: Final = 7 * 24 * 3600.0
 """The largest age in seconds of a request that has no deadline."""
 CONTROL_SECONDS: Final = 60.0
 """The most seconds by which a message between callers and workers may be old, or ahead of this clock."""
-REPORT_SECONDS: Final = 60.0
 OWNERS: Final = 2_000
 """Calls of which it is remembered at least whose they are, as they come: of those that it has in hand or finished
 lately a worker knows it anyway."""
@@ -161,8 +161,10 @@ class Seals:
         self.keys = keys
         self.accept_unsealed = accept_unsealed
         """True if unsealed messages are served too, and answered unsealed."""
-        self.refused: Counter[str] = Counter()
-        """Reason -> messages, or parts of them, that were refused for it."""
+        text = "messages were refused: %s; docs/security.md says what the reasons mean"
+        refusals = Refusals(logger.warning, text)
+        self.refused = refusals.counts
+        self.count = refusals.add
         self.answered = asyncio.Event()
         """Set once a worker has answered anything, the probe at first."""
         self._topology = topology
@@ -176,8 +178,6 @@ class Seals:
         """Id of a call -> whose it is, by `_admitted`; None: nobody has asked since the last message."""
         self._cancelled: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Key and call that has not come yet -> when its await ended, by the clock of whoever cancelled it."""
-        self._reported: Counter[str] = Counter()
-        self._report_at = 0.0
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str] | None, unsealed: str, topology: Topology) -> Seals | None:
@@ -272,17 +272,6 @@ class Seals:
             if self._replays.seen(mac, time.monotonic()) and not message.redelivered:
                 raise SealError("replayed")
         return Opened(message, body, key, issued_ms, kind)
-
-    def count(self, reason: str, times: int = 1) -> None:
-        """Count what was refused; the log has a line for it at once, and then one a minute at most."""
-        self.refused[reason] += times
-        now = time.monotonic()
-        if now >= self._report_at:
-            self._report_at = now + REPORT_SECONDS
-            new = self.refused - self._reported
-            self._reported = self.refused.copy()
-            what = ", ".join(f"{number} {reason}" for reason, number in sorted(new.items()))
-            logger.warning("messages were refused: %s; docs/security.md says what the reasons mean", what)
 
     # -- requests
 

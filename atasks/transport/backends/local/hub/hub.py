@@ -128,6 +128,7 @@ class Hub:
             GiveToken: self._limits.give,
         }
         self._reception = Reception(handlers, look=self._queues.fill, freed=self._freed, left=self._left)
+        self.refusals = self._reception.refusals
 
     def __len__(self) -> int:
         """Calls that have not ended."""
@@ -248,7 +249,7 @@ class Hub:
             if known.lane is not None:
                 peer.queued_bytes += known.size
             return
-        logger.error("process %d was refused: it sent a call under the id of another one, %s", peer.pid, call.id)
+        self.refusals.add("calls under the id of another one", latest=f"{call.id} by process {peer.pid}")
         refusal = "request refused: its id is that of a call of another process"
         peer.link.send(wire.ended(call.id, Status.FAILED, refusal))
 

@@ -36,8 +36,6 @@ class Host:
         self.hub = Hub(keep_bytes)
         self.half_sent = 0
         """Bytes of room that frames take which have not arrived whole."""
-        self.refused = 0
-        """Connections that were closed for what was sent by them."""
         self._file = file
         self._server: asyncio.Server | None = None
 
@@ -92,7 +90,7 @@ class _Accepted(SocketLink):
         if trusts(socket) and not self._hub.closed:
             self._hub.attach(self, peer_pid(socket))
         else:
-            logger.warning("a connection of another user's process was refused")
+            self._hub.refusals.add("connections of other users")
             self.closed = True
             self.transport.abort()
 
@@ -140,9 +138,7 @@ class _Accepted(SocketLink):
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
-        self._host.refused += 1
-        if self._host.refused == 1:
-            logger.error("a process sent %s: it is disconnected; the hub logs no further ones", reason)
+        self._hub.refusals.add("connections", latest=f"one sent {reason}")
         assert self.transport is not None
         self.transport.abort()
 

@@ -19,6 +19,7 @@ from atasks.transport.backends.local.messages import (
     Refused,
     Welcome,
 )
+from atasks.transport.refusals import Refusals
 
 __all__ = ["Reception"]
 
@@ -49,7 +50,7 @@ class Reception:
         self._freed = freed
         self._left = left
         self._loop = asyncio.get_running_loop()
-        self._bad_messages = 0
+        self.refusals = Refusals(logger.error, "the hub refused what processes sent: %s")
         self._receiving = False
         self._unsent: list[Conversation] = []
         """Those to whom something was sent while what has arrived is dealt with."""
@@ -69,7 +70,7 @@ class Reception:
     def _expect_hello(self, peer: Peer) -> None:
         """Part with who has not said who it is by now."""
         if peer.namespace is None and peer in self.peers:
-            logger.error("a process has connected and said no Hello in %g s: it is disconnected", HELLO_SECONDS)
+            self.refusals.add("connections without a Hello")
             self.peers.remove(peer)
             peer.link.abort()
 
@@ -117,7 +118,7 @@ class Reception:
         reason = (
             f"the hub speaks protocol {PROTOCOL} and was addressed in {theirs}: run the same version of atasks"
         )
-        logger.error("a process was refused: %s", reason)
+        self.refusals.add("processes of another version", latest=reason)
         peer.link.send(Refused(reason))
         self.peers.remove(peer)
         peer.link.close()
@@ -125,9 +126,7 @@ class Reception:
 
     def _unreadable(self, peer: Peer, salvaged: Salvaged) -> None:
         """Some messages make no sense: those that are requests are answered, and the others are dropped."""
-        self._bad_messages += len(salvaged.bad)
-        if self._bad_messages == len(salvaged.bad):
-            logger.error("a bad message was refused (%s); the hub logs no further ones", salvaged.bad[0][1])
+        self.refusals.add("bad messages", len(salvaged.bad), str(salvaged.bad[0][1]))
         self._receive(peer, salvaged.messages)
         for refusal, _ in salvaged.bad:
             if refusal is not None:
