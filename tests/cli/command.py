@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import atasks
+from tests.busy import without_warnings
 
 LEFT_OUT = ("ATASKS_URL", "PYTHONASYNCIODEBUG", "PYTHONSTARTUP")
 """Variables that commands do not inherit. With asyncio's debug mode, stderr tells of a busy machine."""
@@ -24,7 +25,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a command: its exit code and its output."""
+    """The end of a command: its exit code and its output, but for what a busy machine has it say."""
 
     code: int
     out: str
@@ -113,7 +114,7 @@ class Command:
         code = self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
-        return Done(code, "".join(self.out), "".join(self.err))
+        return Done(code, "".join(self.out), without_warnings("".join(self.err)))
 
     def close(self) -> None:
         """End it, if it still runs."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.busy import without_warnings
 from tests.cli.command import PATIENCE, Command
 from tests.docs.pages import ROOT, Block
 
@@ -24,8 +25,6 @@ DATABASE = "postgresql://user:password@db/app"
 """The name that pages have for the database of the reader."""
 SHOWN_URL = "amqp://localhost/"
 INTERRUPT = "^C"
-BLOCKED = " blocked the event loop for "
-"""Words of a worker's warning, which a busy machine causes that keeps a process from running for 0.1 s."""
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 
 PYTEST = ["-p", "no:cacheprovider", "-p", "no:randomly", "-o", "asyncio_default_fixture_loop_scope=function"]
@@ -198,8 +197,8 @@ class Reader:
             parts = urlsplit(self.url)
             shown = f"amqp://{parts.netloc.rpartition('@')[2]}{parts.path or '/'}"
             found = [line.replace(self.url, SHOWN_URL).replace(shown, SHOWN_URL) for line in found]
-        if BLOCKED not in block.text:
-            found = [line for line in found if BLOCKED not in line]
+        if without_warnings(block.text) == block.text:
+            found = without_warnings("\n".join(found)).splitlines()
         pattern = "\n".join(re.escape(line).replace(r"\.\.\.", "(.|\n)*?") for line in expected)
         text = "\n".join(line.rstrip() for line in found)
         says = "\n".join(expected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import atasks
+from tests.busy import without_warnings
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -62,7 +63,7 @@ SCRIPT = """
 
 
 def run(tmp_path: Path, *arguments: str, own: str = "") -> list[str]:
-    """Run the script, and return the lines that it wrote to stderr."""
+    """Run the script, and return the lines that it wrote to stderr, but for what a busy machine has it say."""
     script = tmp_path / "logged.py"
     script.write_text(textwrap.dedent(SCRIPT).replace("OWN", own))
     words = [str(script) if word == "SCRIPT" else word for word in arguments]
@@ -78,7 +79,7 @@ def run(tmp_path: Path, *arguments: str, own: str = "") -> list[str]:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    return done.stderr.splitlines()
+    return without_warnings(done.stderr).splitlines()
 
 
 def told(lines: list[str]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ import pytest
 import atasks
 from atasks import process_setup
 from atasks.errors import LoadError
+from tests.busy import without_warnings
 from tests.unit.conftest import ROOT
 
 BOOT = """
@@ -49,7 +50,8 @@ WORK = """
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str], str]:
-    """Runs the text as a program beside the modules `boot` and `work`, and returns what it wrote."""
+    """Runs the text as a program beside the modules `boot` and `work`, and returns what it wrote, but for
+    what a busy machine has it say."""
     (tmp_path / "boot.py").write_text(dedent(BOOT))
     (tmp_path / "work.py").write_text(dedent(WORK))
 
@@ -61,7 +63,7 @@ def program(tmp_path: Path) -> Callable[[str], str]:
         done = subprocess.run(
             command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
         )
-        return done.stdout + done.stderr
+        return done.stdout + without_warnings(done.stderr)
 
     return run
 

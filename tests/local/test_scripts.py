@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 import atasks
+from tests.busy import without_warnings
 from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.timeout(180)
@@ -107,6 +108,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
+def written(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what the script wrote to stdout and to stderr, but for what a busy machine has it say."""
+    out, err = process.communicate(timeout=60)
+    return out, without_warnings(err)
+
+
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
@@ -121,13 +128,13 @@ def stays(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def test_a_script_whose_classes_are_the_same_on_both_sides(start: Callable[..., subprocess.Popen[str]]) -> None:
-    out, err = start(GUARDED, "boxes").communicate(timeout=60)
+    out, err = written(start(GUARDED, "boxes"))
     assert (out, err) == (f"{sum(range(20))}\n", "")
 
 
 def test_a_script_without_a_guard_is_told_so(start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start(UNGUARDED)
-    _, err = process.communicate(timeout=60)
+    _, err = written(process)
     assert process.returncode == 1
     assert 'put what starts the program under if __name__ == "__main__":' in err.splitlines()[-1]
     assert "WorkersFailed" in err.splitlines()[-1]
@@ -159,7 +166,7 @@ def test_a_script_with_functions_in_processes_and_no_guard(
         print(asyncio.run(main()))
     """
     process = start(EXECUTOR + (guard if guarded else "\n    print(asyncio.run(main()))\n"))
-    out, err = process.communicate(timeout=60)
+    out, err = written(process)
     if guarded:
         assert (out, err) == ("[0, 1, 4, 9]\n", "")
     else:
@@ -191,7 +198,7 @@ def test_a_script_that_is_interrupted_ends_its_processes(start: Callable[..., su
     workers = stays(process)
     for each in (process.pid, *(worker.pid for worker in workers)):  # as a terminal does
         os.kill(each, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = written(process)
     assert not any(alive(worker) for worker in workers)
     assert err.splitlines()[-1] == "KeyboardInterrupt"
     assert err.count("Traceback") == 2, "one is of the interrupt, and one of the await that it cancelled"

@@ -18,6 +18,7 @@ import pytest
 import atasks
 from atasks.caller.background import EXIT_SECONDS
 from tests.broker import Broker
+from tests.busy import without_warnings
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -219,12 +220,13 @@ def start(tmp_path: Path, text: str, *arguments: str, warnings: str = "error") -
 
 
 def end(program: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for the program, and return its exit code and what it wrote; it is ended if it does not end."""
+    """Wait for the program, and return its exit code and what it wrote, but for what a busy machine has it say. It
+    is ended if it does not end."""
     try:
         output, _ = program.communicate(timeout=SOON)
     finally:
         program.kill()
-    return program.returncode, output
+    return program.returncode, without_warnings(output)
 
 
 def gone(children: Path, began: float) -> None:
