@@ -1,12 +1,16 @@
 """Large payloads, which travel beside their messages: whole, in bounds, and only to those who take them."""
 
-# Private attributes: `SocketLink._payloads`: the memory that a claim may take is seen nowhere else.
+# Private attributes: `SocketLink._payloads`, and its `_files`: the memory that a claim may take, or a payload
+# has of which the rest never comes.
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
+import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +19,14 @@ from msgspec import structs
 import atasks
 from atasks import atask
 from atasks.testing import until
-from atasks.transport.backends.local.beside import BESIDE, BESIDE_BYTES, CLAIMED_BYTES, MAX_BESIDE, OVERHEAD
+from atasks.transport.backends.local.beside import (
+    BESIDE,
+    BESIDE_BYTES,
+    CLAIMED_BYTES,
+    MAX_BESIDE,
+    OVERHEAD,
+    Arriving,
+)
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import listener as hosting
 from atasks.transport.backends.local.hub.listener import Host
@@ -109,6 +120,29 @@ async def test_payloads_may_arrive_in_any_pieces(size: int) -> None:
         reply(b"after"),
     ]
     assert received == expected
+
+
+async def test_a_link_that_is_lost_in_the_middle_of_a_payload_keeps_none_of_its_memory() -> None:
+    here, received = link()
+    arrive(here, announced(LARGE[1])[:-1])
+    (memory,) = map(weakref.ref, here._payloads._files)
+    here.connection_lost(None)
+    assert memory() is None
+    assert received == []
+
+
+def test_a_payload_that_is_dropped_half_way_has_python_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 tells of a file that the garbage collector cannot close."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    arriving = Arriving()
+    memory = arriving.begin(BESIDE_BYTES)
+    (dropped,) = map(weakref.ref, arriving._files)
+    circle: list[object] = [arriving, memory]
+    circle.append(circle)
+    del arriving, memory, circle
+    gc.collect()
+    assert (dropped(), told) == (None, [])
 
 
 async def test_a_payload_that_is_only_claimed_takes_little_memory() -> None:

@@ -91,6 +91,14 @@ def put_payloads(messages: list[Message], payloads: list[bytes], shared: list[Sh
     (holder.payload,) = payloads  # type: ignore[attr-defined]  # it has one
 
 
+class _Memory(io.BytesIO):
+    """Memory that gives its bytes away without a copy, once its buffer is released."""
+
+    def __del__(self) -> None:
+        """Close nothing: Python 3.13 writes to stderr of a file that cannot be closed, because its buffer is in
+        use, when the garbage collector finds both."""
+
+
 class Arriving:
     """The payloads of the message that comes next, as far as they have arrived."""
 
@@ -101,7 +109,7 @@ class Arriving:
         """Bytes of memory that they take, or may take soon."""
         self.shared: list[Shared] | None = []
         """The memory of a payload that is in none of this process's own; None: it was lost."""
-        self._files: list[io.BytesIO] = []
+        self._files: list[_Memory] = []
         self._before = 0
         """Bytes of those that are whole."""
 
@@ -109,7 +117,7 @@ class Arriving:
         """Return the memory of one more payload, to be filled. Raises MemoryError."""
         if len(self._files) == MAX_BESIDE:
             raise MemoryError
-        file = io.BytesIO(bytes(size))  # it gives its bytes away without a copy, once its buffer is released
+        file = _Memory(bytes(size))
         self._files.append(file)
         self._before = self.size
         self.size += size

@@ -312,13 +312,18 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         assert self._frame_room is not None, "a payload arrives"
         self._filled += nbytes
         if self._filled == len(self._room):
-            self._room, self._frame_room, self._filled = self._frame_room, None, 0
+            self._read_frames()
             return True
         before = self._payloads.memory
         self._payloads.fill(self._filled)
         if self._payloads.memory > before and not self._may_have(len(self._frame_room) + self._payloads.memory):
             self._refuse("a large payload, beside the half-sent frames of others")
         return False
+
+    def _read_frames(self) -> None:
+        """No payload comes any more: let go of its room."""
+        if self._frame_room is not None:
+            self._room, self._frame_room, self._filled = self._frame_room, None, 0
 
     def _may_have(self, size: int) -> bool:
         """Return True if there may be room for so many bytes."""
@@ -377,6 +382,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._pieces.clear()
         self._waiting = 0
         self._payloads = Arriving()
+        self._read_frames()
         if self.lane is not None:
             self.lane.close()
         if not self.ended.done():
