@@ -127,7 +127,7 @@ def test_an_atask_imports_what_asyncio_imports_and_little_else(script: Callable[
         print(sorted(name for name in set(sys.modules) - known if not name.startswith(("atasks", "importlib"))))
         """
     )
-    more = {"__future__", "_datetime", "_pydatetime", "copy", "dataclasses", "datetime"}
+    more = {"__future__", "_datetime", "_pydatetime", "_typing", "copy", "dataclasses", "datetime", "typing"}
     assert set(ast.literal_eval(output)) <= more
 
 
