@@ -6,31 +6,23 @@ import asyncio
 import itertools
 import json
 import signal
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import atasks
 from atasks.testing import until
 from atasks.transport.backends.local.messages import PROTOCOL
 from tests.faults.history import History
-from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
+from tests.faults.rolling import DIRECTIONS, ROOT, VERSIONS, Talks, Version, checked_out
 from tests.faults.talks import TalkProcess
 from tests.faults.workers import Fleet, WorkerProcess
 from tests.waiting import wait_until
 
 OLDER = "c1cd7ee"
 """The last state before callers' users were in the names of reply queues, claims of first attempts, and seals."""
-ROOT = Path(atasks.__file__).parent.parent
-OPTIONS = {"max_priority": 3, "caller_patience": 5.0}
-
-Version = str
-VERSIONS = ("older", "newer")
-DIRECTIONS = [("older", "newer"), ("newer", "older")]
 PROTOCOLS = {"older": 2, "newer": PROTOCOL}
 """Protocol versions of the hubs of both versions."""
 
@@ -38,16 +30,7 @@ PROTOCOLS = {"older": 2, "newer": PROTOCOL}
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the older version, out of the repository's history."""
-    path = tmp_path_factory.mktemp("older")
-    archived = subprocess.run(["git", "archive", OLDER, "atasks"], cwd=ROOT, capture_output=True)
-    if archived.returncode:
-        pytest.fail(
-            f"the history of this clone does not reach back to commit {OLDER}, whose version of atasks this test "
-            f"runs beside this one: clone the repository whole, or run `git fetch --unshallow`. "
-            f"git says: {archived.stderr.decode().strip()}"
-        )
-    subprocess.run(["tar", "-x", "-C", str(path)], input=archived.stdout, check=True)
-    return path
+    return checked_out(OLDER, tmp_path_factory.mktemp("older"))
 
 
 @pytest.fixture
@@ -55,35 +38,11 @@ def sources(older: Path) -> dict[Version, Path | None]:
     return {"older": older, "newer": None}
 
 
-class Talks:
-    """Caller processes; all are ended with the test."""
-
-    def __init__(self, fleet: Fleet, sources: dict[Version, Path | None]) -> None:
-        self.fleet = fleet
-        self.sources = sources
-        self.begun: list[Process] = []
-
-    def begin(self, version: Version, talk: str, **arguments: object) -> TalkProcess:
-        """Each has a record of its own prefix: the fleet's."""
-        options = {"prefix": self.fleet.prefix}
-        url, record = self.fleet.broker.url, self.fleet.record
-        process = TalkProcess(record, talk, url, options, self.sources[version], **arguments)
-        self.begun.append(process)
-        return process
-
-    def start(self, version: Version, **options: object) -> WorkerProcess:
-        """A worker."""
-        given = {**OPTIONS, **options}
-        return self.fleet.start_one(sources=self.sources[version], **given)
-
-
 @pytest.fixture
 def talks(fleet: Fleet, sources: dict[Version, Path | None]) -> Iterator[Talks]:
     talks = Talks(fleet, sources)
     yield talks
-    for each in talks.begun:
-        print(f"--- caller {each.pid}\n{each.output[-5000:]}")
-        each.close()
+    talks.close()
 
 
 @pytest.fixture
@@ -210,16 +169,11 @@ def test_a_run_is_begun_by_one_version_and_finished_by_the_other(
     gates = tmp_path / "gates"
     gates.mkdir()
     worker = talks.start(before)
-    options = json.dumps({"prefix": talks.fleet.prefix})
-    submitter = Process(
-        "tests.faults.submitters", talks.fleet.broker.url, options, str(gates), "4", sources=talks.sources[before]
-    )
-    talks.begun.append(submitter)
-    assert submitter.wait() == 0, submitter.output
+    run_id = talks.submit(before, gates, 4)
     history = History(talks.fleet.record)
     (gates / "0").touch()
     wait_until(lambda: history.runs("stage-1"), "the second stage runs")
-    readers = [talks.begin(version, "read", id=submitter.output.strip()) for version in VERSIONS]
+    readers = [talks.begin(version, "read", id=run_id) for version in VERSIONS]
     successor = talks.start(after)
     if how == "kill":
         worker.kill()
@@ -227,7 +181,7 @@ def test_a_run_is_begun_by_one_version_and_finished_by_the_other(
         worker.signal(signal.SIGTERM)
     for number in (1, 2, 3):
         (gates / str(number)).touch()
-    readers += [talks.begin(version, "read", id=submitter.output.strip()) for version in VERSIONS]
+    readers += [talks.begin(version, "read", id=run_id) for version in VERSIONS]
     for reader in readers:
         assert json.loads(reader.done()) == [[0, 1, 2, 3], [0, 1]]
     assert len(history.runs("stage-0")) == 1

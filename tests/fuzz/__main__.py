@@ -7,6 +7,7 @@ import asyncio
 import logging
 import sys
 import tempfile
+from pathlib import Path
 from typing import Final
 
 from tests.broker import running
@@ -48,12 +49,16 @@ def main() -> int:
         found = decoders.run(name, given.seed, sys.maxsize, each)
         print(f"{name}: {found.inputs} inputs, {found.refused} refused, {len(found.faults)} faults", flush=True)
         wrong += found.faults
-    with running() as broker:
-        outcome = asyncio.run(over_amqp(broker.url, given.seed, given.messages, given.seconds * 3 / 8))
-    print(f"over RabbitMQ: {outcome.line()}", flush=True)
-    wrong += faults(outcome, is_link_kept=True)
+    for sealed in (False, True):
+        with running() as broker, tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+            attack = over_amqp(
+                broker.url, given.seed, given.messages, given.seconds / 4, Path(folder), sealed=sealed
+            )
+            outcome = asyncio.run(attack)
+        print(f"over RabbitMQ{', with keys' if sealed else ''}: {outcome.line()}", flush=True)
+        wrong += faults(outcome, is_link_kept=True)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        outcome = asyncio.run(over_a_hub(f"{folder}/hub.sock", given.seed, given.messages, given.seconds * 3 / 8))
+        outcome = asyncio.run(over_a_hub(f"{folder}/hub.sock", given.seed, given.messages, given.seconds / 4))
     print(f"around a hub: {outcome.line()}", flush=True)
     wrong += faults(outcome, is_link_kept=False)
     for line in wrong:

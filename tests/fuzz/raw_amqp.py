@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import struct
 from typing import Any, Final
@@ -11,7 +10,9 @@ from urllib.parse import unquote, urlsplit
 from pamqp import commands, frame, header
 from pamqp.heartbeat import Heartbeat
 
-__all__ = ["RawPublisher", "Refused", "odd_properties"]
+from tests.fuzz.mutations import Mutations
+
+__all__ = ["RawPublisher", "Refused", "odd_properties", "usual_properties"]
 
 MAX_FRAME: Final = 131_072
 
@@ -100,14 +101,9 @@ CONTENT_TYPE, CONTENT_ENCODING, HEADERS, DELIVERY_MODE, PRIORITY, CORRELATION_ID
 EXPIRATION, MESSAGE_ID, TIMESTAMP, TYPE, USER_ID, APP_ID, CLUSTER_ID = range(8, 1, -1)
 
 
-def odd_properties(dice: random.Random, reply_to: str) -> bytes:
+def odd_properties(dice: Mutations, reply_to: str, message_id: str, content_type: str) -> bytes:
     """Properties with valid lengths: the usual ones, some of them with values that nobody expects."""
-    found: dict[int, bytes] = {
-        CONTENT_TYPE: _short(b"application/vnd.atasks.v1+msgpack"),
-        REPLY_TO: _short(reply_to.encode()),
-        MESSAGE_ID: _short(f"m{dice.getrandbits(64):x}".encode()),
-        DELIVERY_MODE: b"\x02",
-    }
+    found = _usual(reply_to, message_id, content_type)
     for _ in range(dice.choice((0, 0, 1, 1, 2, 4))):
         match dice.randrange(8):
             case 0:
@@ -133,6 +129,24 @@ def odd_properties(dice: random.Random, reply_to: str) -> bytes:
                         (CONTENT_TYPE, CONTENT_ENCODING, CORRELATION_ID, REPLY_TO, MESSAGE_ID, TYPE, APP_ID)
                     )
                 ] = _short(odd)
+    return _packed(found)
+
+
+def usual_properties(reply_to: str, message_id: str, content_type: str) -> bytes:
+    """Those of a message that a program sends."""
+    return _packed(_usual(reply_to, message_id, content_type))
+
+
+def _usual(reply_to: str, message_id: str, content_type: str) -> dict[int, bytes]:
+    return {
+        CONTENT_TYPE: _short(content_type.encode()),
+        REPLY_TO: _short(reply_to.encode()),
+        MESSAGE_ID: _short(message_id.encode()),
+        DELIVERY_MODE: b"\x02",
+    }
+
+
+def _packed(found: dict[int, bytes]) -> bytes:
     flags = 0
     for bit in found:
         flags |= 1 << bit
@@ -147,15 +161,16 @@ def _long(content: bytes) -> bytes:
     return struct.pack(">L", len(content)) + content
 
 
-def _table(dice: random.Random, depth: int) -> bytes:
+def _table(dice: Mutations, depth: int) -> bytes:
     entries = []
     for _ in range(dice.randrange(4)):
-        key = dice.choice((b"k", b"", b"\xff", b"x-death", b"traceparent", b"x" * 128))
+        keys = (b"k", b"", b"\xff", b"traceparent", b"x" * 128)
+        key = dice.choice((*keys, b"x-death") if dice.tells_of_deaths else keys)
         entries.append(_short(key) + _field(dice, depth))
     return b"".join(entries)
 
 
-def _field(dice: random.Random, depth: int) -> bytes:
+def _field(dice: Mutations, depth: int) -> bytes:
     match dice.randrange(10 if depth < 4 else 8):
         case 0:
             return b"t" + bytes([dice.randrange(2)])

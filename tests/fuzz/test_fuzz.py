@@ -17,6 +17,8 @@ SEED = 20_261
 INPUTS = 400
 MESSAGES = 1500
 SECONDS = 60.0
+REASONS = {"unsealed", "unreadable seal", "unknown key", "wrong seal", "not allowed"}
+"""Those of every run with keys; others come only if their messages are read before the worker ends."""
 
 
 @pytest.mark.parametrize("name", decoders.DECODERS)
@@ -50,13 +52,16 @@ def test_every_kind_of_message_is_tried() -> None:
     assert tried == set(get_args(messages.Message)) - from_the_hub
 
 
-async def test_a_worker_over_rabbitmq(amqp_url: str) -> None:
-    outcome = await over_amqp(amqp_url, SEED, MESSAGES, SECONDS)
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_a_worker_over_rabbitmq(amqp_url: str, tmp_path: Path, sealed: bool) -> None:
+    outcome = await over_amqp(amqp_url, SEED, MESSAGES, SECONDS, tmp_path, sealed=sealed)
     assert outcome.wrong == []
     assert outcome.sent >= MESSAGES
     assert outcome.good
     assert outcome.bad
     assert outcome.epoch == 1
+    assert outcome.steps
+    assert set(outcome.seals) >= REASONS if sealed else not outcome.seals
 
 
 async def test_memory_is_measured_from_a_tenth_of_the_time_on(tmp_path: Path) -> None:

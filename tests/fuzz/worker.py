@@ -1,4 +1,4 @@
-"""A worker that is sent hostile messages: `python -m tests.fuzz.worker URL PREFIX`. It tells how it fared."""
+"""A worker that is sent hostile messages: `python -m tests.fuzz.worker URL PREFIX KEYS`. It tells how it fared."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 import atasks
-from atasks import Limit, atask
+from atasks import Limit, atask, event
+from atasks.transport.backends.amqp import AMQPTransport
 from tests.fuzz.samples import NAMESPACE
 
 atasks.MsgpackCodec(NAMESPACE)
@@ -52,6 +54,31 @@ async def numbers(value: int) -> AsyncIterator[int]:
         yield number
 
 
+@event(namespace=NAMESPACE, name="happened")
+async def happened(value: int) -> None: ...
+
+
+@happened.on(group="counting")
+async def counted(value: int) -> None:
+    """Nothing: there is a queue of the group because of it."""
+
+
+@happened.on()
+async def noticed(value: int) -> None:
+    """Nothing: there is a queue of each worker because of it."""
+
+
+@atask(namespace=NAMESPACE, name="lasting", resume=True, orphan="run")
+async def lasting(gate: str) -> int:
+    """Make steps until this file exists; their number."""
+    made = 0
+    while not Path(gate).exists():
+        assert await echo(made) == made
+        made += 1
+        await asyncio.sleep(0.2)
+    return made
+
+
 class Raised(logging.Handler):
     """Keeps what was logged with a traceback: an exception that nobody foresaw."""
 
@@ -65,18 +92,28 @@ class Raised(logging.Handler):
             self.found.append(f"{record.getMessage()[:200]}: {type(error).__name__}: {str(error)[:200]}")
 
 
-async def main(url: str, prefix: str) -> None:
+async def main(url: str, prefix: str, keys: str) -> None:
     raised = Raised()
     logging.getLogger().addHandler(raised)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with atasks.serve(
-        url, namespace=NAMESPACE, prefix=prefix, concurrency=50, threads=8, grace=5, keep_bytes=KEEP_BYTES
+        url,
+        namespace=NAMESPACE,
+        prefix=prefix,
+        keys=keys,
+        concurrency=50,
+        threads=8,
+        grace=5,
+        keep_bytes=KEEP_BYTES,
     ) as worker:
         print(json.dumps({"id": worker.id}), flush=True)
         await stop.wait()
         epoch = getattr(worker.transport, "_epoch", 1)
-        print(json.dumps({"bad": worker.bad_messages, "epoch": epoch, "raised": raised.found}), flush=True)
+        seals = worker.transport.session.seals if isinstance(worker.transport, AMQPTransport) else None
+        refused = {} if seals is None else dict(seals.refused)
+        told = {"bad": worker.bad_messages, "epoch": epoch, "raised": raised.found, "seals": refused}
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
