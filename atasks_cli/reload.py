@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import importlib
 import os
 import sys
@@ -68,7 +69,9 @@ class Watcher:
         """The files that are watched: path -> when it was modified, None if it does not exist."""
         self._folders: set[str] = set()
         self._changed: set[str] = set()
-        self._beside: set[str] = set()
+        self._around: dict[str, int | None] = {}
+        """The Python files in the folders of these files, and in the folders there, as they were at the last
+        change."""
         self._news = asyncio.Event()
         self._more_folders = asyncio.Event()
 
@@ -89,18 +92,19 @@ class Watcher:
         folders = {os.path.dirname(file) for file in self.files}
         if not folders <= self._folders:
             self._folders |= folders
+            self._around = self._files_around() | self._around
             self._more_folders.set()
 
     def forget_changes(self) -> None:
         """Take the present state of the files as known: earlier changes are no news."""
         self._look()
         self._changed.clear()
-        self._beside.clear()
+        self._around = self._files_around()
 
     async def change(self, *, beside: bool = False) -> list[str]:
-        """The files that have changed, once there are some; with `beside`, any Python file in their folders
-        counts, because the one that is missing may not have been known."""
-        while not (found := self._changed | (self._beside if beside else set())):
+        """The files that have changed, once there are some; with `beside`, any Python file around them counts,
+        because the one that is missing may not have been known."""
+        while not (found := self._changed | (self._changed_around() if beside else set())):
             self._news.clear()
             if self._task.done():  # it never ends by itself
                 await self._task
@@ -122,13 +126,19 @@ class Watcher:
                     yield_on_timeout=True,
                     rust_timeout=1000,
                 )
-                async for batch in changes:
-                    self._beside |= {file for _, file in batch if file.endswith(".py")}
+                async for _ in changes:
                     self._look()
-                    if self._changed or self._beside:
-                        self._news.set()
+                    self._news.set()
         finally:
             self._news.set()
+
+    def _files_around(self) -> dict[str, int | None]:
+        folders = [glob.escape(folder) for folder in self._folders]
+        patterns = [os.path.join(folder, pattern) for folder in folders for pattern in ("*.py", "*/*.py")]
+        return {file: _modified(file) for pattern in patterns for file in glob.iglob(pattern)}
+
+    def _changed_around(self) -> set[str]:
+        return {file for file, modified in self._files_around().items() if self._around.get(file) != modified}
 
     def _look(self) -> None:
         for file, before in self.files.items():

@@ -121,6 +121,23 @@ def test_module_with_an_error_is_waited_for(app: App) -> None:
     assert len(lines) == 8  # served, then three times a change and what came of it, and drained
 
 
+def test_module_that_becomes_a_package_is_waited_for(app: App) -> None:
+    program = Program(app)
+    program.write_version("VERSION = 'first'")
+    supervisor = program.serve()
+    supervisor.wait_for("1 worker serves")
+    program.write_version("import parts; VERSION = parts.VERSION")
+    assert "No module named 'parts'" in supervisor.wait_for("waiting for a change")
+    program.shell.write("parts/__init__.py", "VERSION = 'second'")  # a folder that nothing has loaded from yet
+    supervisor.wait_for("parts/__init__.py changed")
+    supervisor.wait_for("1 worker serves")
+    assert program.version() == "second\n"
+    program.write_version("VERSION = 'third'")
+    supervisor.wait_for("1 worker serves")
+    assert program.version() == "third\n"
+    app.end(supervisor)
+
+
 def test_module_without_an_atask_is_waited_for(app: App) -> None:
     program = Program(app)
     program.write_version("VERSION = 'first'")
