@@ -1,5 +1,8 @@
 """Nothing grows in a process that goes on for long: with its calls, its connections, and the cuts of these."""
 
+# Private attributes: `content._in_common`: the properties of messages to an address are kept there, and runs have
+# addresses of their own.
+
 from __future__ import annotations
 
 import asyncio
@@ -15,11 +18,18 @@ import atasks
 from atasks.testing import Site
 from atasks.tracking.counters import callers
 from atasks.transport.backends.amqp import AMQPTransport, connection
+from atasks.transport.backends.amqp.broker import content, pattern
 from tests.amqp.conftest import Connect
 
 TIMES = 30
 SETTLE = 0.3
 """Seconds in which what has ended is let go of."""
+
+
+@pytest.fixture(autouse=True)
+def with_small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a consumer know few properties, which runs have of their own: the cache of them does not grow here."""
+    monkeypatch.setattr(pattern, "MAX_PROPERTIES", TIMES // 3)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +102,7 @@ async def grown(use: Use, times: int = TIMES) -> dict[str, int]:
         await asyncio.sleep(0)
         gc.collect()
         callers.sums()  # adds up the counters of transports that are gone
+        content._in_common.cache_clear()
         gc.collect()
         return Counter(f"{type(item).__module__}.{type(item).__qualname__}" for item in gc.get_objects())
 

@@ -14,8 +14,9 @@ import pytest
 import atasks
 from atasks import ConnectFailed, InvalidURL, atask
 from tests.amqp.certificates import DAY, Authority
-from tests.brokers.ports import free_ports
+from tests.brokers.ports import accepts, free_ports
 from tests.brokers.private_node import PrivateNode, find_sbin
+from tests.waiting import wait_until
 
 
 class TLSNode(PrivateNode):
@@ -33,6 +34,10 @@ class TLSNode(PrivateNode):
             f"ssl_options.verify = {'verify_peer' if asks else 'verify_none'}\n"
             f"ssl_options.fail_if_no_peer_cert = {'true' if asks else 'false'}\n"
         )
+
+    def start(self) -> None:
+        super().start()
+        wait_until(lambda: accepts(self.tls_port), "the node takes connections with TLS too")
 
     def _new_folder(self) -> Path:
         folder = super()._new_folder()
