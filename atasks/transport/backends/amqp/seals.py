@@ -33,6 +33,7 @@ from atasks.signing import (
     seal_apart,
     unseal,
 )
+from atasks.transport.backends.amqp.broker.pattern import Made, names_of
 from atasks.transport.refusals import Refusals
 from atasks.wire import (
     RUN_PIPELINE,
@@ -90,6 +91,7 @@ class Opened(DeliveredMessage):
         # an attribute only if the one to delete it is usual too.
         __setattr__, __delattr__ = object.__setattr__, object.__delattr__
         delivery_tag = redelivered = None  # which look at the method there
+        header = Made(lambda self: self.closed.header)
         delivery = property(lambda self: self.closed.delivery)
 
     def __init__(
@@ -99,7 +101,6 @@ class Opened(DeliveredMessage):
         made.closed = message
         made.delivery_tag = message.delivery_tag
         made.redelivered = message.redelivered
-        made.header = message.header
         made.channel = message.channel
         made.body = body
         made.key = key
@@ -204,9 +205,10 @@ class Seals:
         if message.key == UNSEALED or place is None:
             return b"", message.body
         key = self.keys.own if message.key is None else self.keys.known(message.key) or self.keys.own
+        kind, destination = place
         properties = message.properties
-        now = int(time.time() * 1000)
-        return seal_apart(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
+        reply_to, message_id = properties.reply_to or "", properties.message_id or ""
+        return seal_apart(key, message.body, int(time.time() * 1000), kind, destination, reply_to, message_id)
 
     def seal_record(self, destination: str, name: str, body: bytes, key: str | None) -> bytes:
         """Return the bytes to be kept in a database of what has this name in the record at that destination. `key`
@@ -255,22 +257,23 @@ class Seals:
     ) -> DeliveredMessage:
         """The message without its seal; as it is, if it has none and that is accepted, or if it is an announcement
         (`place` None). Raises SealError."""
-        properties: Basic.Properties = message.header.properties
-        if place is None or properties.content_type != CONTENT_TYPE:
+        said, reply_to, message_id = names_of(message)
+        if place is None or said != CONTENT_TYPE:
             if place is None or self.accept_unsealed:
                 return message
             raise SealError("unsealed")
         kind, destination = place
-        reply_to, message_id = properties.reply_to or "", properties.message_id or ""
-        key, issued_ms, mac, body = unseal(self.keys.find, message.body, kind, destination, reply_to, message_id)
-        if kind == "control" and not _is_fresh(issued_ms, CONTROL_SECONDS):
-            raise SealError("too old")
-        # A redelivered message has come before: it is treated like one whose call may have begun.
-        if kind == "request" and remember:
+        key, issued_ms, mac, body = unseal(
+            self.keys.find, message.body, kind, destination, reply_to or "", message_id or ""
+        )
+        if kind == "request":
             if among:
                 mac = blake2b(mac + among.encode()).digest()
-            if self._replays.seen(mac, time.monotonic()) and not message.redelivered:
+            # A redelivered message has come before: it is treated like one whose call may have begun.
+            if remember and self._replays.seen(mac, time.monotonic()) and not message.redelivered:
                 raise SealError("replayed")
+        elif kind == "control" and not _is_fresh(issued_ms, CONTROL_SECONDS):
+            raise SealError("too old")
         return Opened(message, body, key, issued_ms, kind)
 
     # -- requests

@@ -16,6 +16,7 @@ from pamqp.header import ContentHeader
 
 from atasks import wire
 from atasks.signing import CONTENT_TYPE as SEALED
+from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.content import Properties, header_frame
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
@@ -63,21 +64,36 @@ async def test_a_message_that_is_opened_stays_as_it_came(seals: Seals, topology:
     assert Copy(came, QUEUE, "an-id", "nobody").properties.content_type == SEALED
 
 
-async def test_nothing_is_made_of_the_method_of_a_message_that_is_like_others(
-    seals: Seals, topology: Topology
-) -> None:
+def like_others(*bodies: bytes, change: tuple[bytes, bytes] = (b"", b"")) -> Arrived:
+    """The last of messages with these bodies, as a pattern has read it; `change`: of its header."""
     came: list[DeliveredMessage] = []
     channel = SimpleNamespace(number=1, consumers={"ctag": came.append})
     reader = FrameReader(asyncio.StreamReader())
     reader.read(cast("Any", channel))
-    for _ in range(2):
-        body = sealed(seals)
-        properties = Properties.of("an-id", SEALED, 2, "replies")
-        head = frame.marshal(METHOD, 1) + header_frame(1, properties, len(body))
-        reader.feed(head + frame.marshal(ContentBody(body), 1))
-    like = came[1]
-    assert isinstance(like, Arrived)
+    for body in bodies:
+        header = header_frame(1, Properties.of("an-id", SEALED, 2, "replies"), len(body))
+        if body is bodies[-1]:
+            header = header.replace(*change)
+        reader.feed(frame.marshal(METHOD, 1) + header + frame.marshal(ContentBody(body), 1))
+    last = came[-1]
+    assert isinstance(last, Arrived)
+    return last
+
+
+async def test_nothing_is_made_of_a_message_that_is_like_others_until_it_is_looked_at(
+    seals: Seals, topology: Topology
+) -> None:
+    like = like_others(sealed(seals), sealed(seals))
     opened = seals.open(like, topology.arrival(QUEUE)(like))
     assert (opened.delivery_tag, opened.redelivered) == (7, False)
-    assert "delivery" not in vars(like)
+    assert not {"delivery", "header"} & (vars(like).keys() | vars(opened).keys())
+    assert opened.header is opened.header is like.header
+    assert (like.header.properties.message_id, like.header.properties.reply_to) == ("an-id", "replies")
     assert (like.exchange, like.routing_key, opened.exchange, opened.routing_key) == ("", QUEUE, "", QUEUE)
+
+
+async def test_a_message_whose_id_is_no_text_is_refused(seals: Seals, topology: Topology) -> None:
+    like = like_others(sealed(seals), sealed(seals), change=(b"an-id", b"an-\xff\xff"))
+    with pytest.raises(SealError, match="unsealed"):
+        seals.open(like, topology.arrival(QUEUE)(like))
+    assert like.header.properties.message_id is None

@@ -4,6 +4,7 @@ their bodies, their ids and their expirations."""
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from copy import copy
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,7 +15,7 @@ from pamqp.header import ContentHeader
 
 from atasks.transport.backends.amqp.broker.content import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, Properties
 
-__all__ = ["Arrived", "Pattern"]
+__all__ = ["Arrived", "Made", "Pattern", "names_of"]
 
 MAX_PROPERTIES: Final = 256
 """The properties that one pattern knows: each caller has its own."""
@@ -29,6 +30,23 @@ SIZE, FLAGS = 4, 12
 """The offsets of the size of the body, and of the flags of the properties, in a content header."""
 
 
+class Made:
+    """An attribute of a message that is made when it is first looked at, without the lock of
+    `functools.cached_property`."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, message: DeliveredMessage | None, owner: type) -> Any:
+        if message is None:
+            return self
+        made = message.__dict__[self._name] = self._make(message)
+        return made
+
+
 class Arrived(DeliveredMessage):
     """A message that a pattern has read. Its method and its header are made when they are looked at."""
 
@@ -37,6 +55,12 @@ class Arrived(DeliveredMessage):
         redelivered = False
         exchange = property(lambda self: self._pattern.method.exchange)
         routing_key = property(lambda self: self._pattern.method.routing_key)
+        header = Made(lambda self: self._pattern.header(len(self.body), self._properties, self._texts))
+        delivery = Made(lambda self: self._pattern.delivery(self.delivery_tag))
+
+    _pattern: Pattern
+    _properties: dict[str, Any]
+    _texts: bytes
 
     def __init__(self, pattern: Pattern, tag: int, body: bytes, properties: dict[str, Any], texts: bytes) -> None:
         fields = self.__dict__  # the class is frozen
@@ -47,16 +71,18 @@ class Arrived(DeliveredMessage):
         fields["_properties"] = properties
         fields["_texts"] = texts
 
-    def __getattr__(self, name: str) -> Any:
-        made: Any
-        if name == "header":
-            made = self._pattern.header(len(self.body), self._properties, self._texts)
-        elif name == "delivery":
-            made = self._pattern.delivery(self.delivery_tag)
-        else:
-            raise AttributeError(name)
-        self.__dict__[name] = made
-        return made
+
+def names_of(message: DeliveredMessage) -> tuple[str | None, str | None, str | None]:
+    """The content type of a message, its `reply_to` and its id. Of most of those that a pattern has read no header
+    is made for these."""
+    if type(message) is not Arrived or message._pattern.before_id:
+        properties = message.header.properties
+        return properties.content_type, properties.reply_to, properties.message_id
+    known = message._properties.get
+    try:
+        return known("content_type"), known("reply_to"), message._texts.decode()
+    except UnicodeDecodeError:  # the header has none of them either
+        return None, None, None
 
 
 class Pattern:
@@ -72,7 +98,8 @@ class Pattern:
         self.consumer_tag = method.consumer_tag or ""
         self.method = method
         """That of the first such message: only the tags of others differ."""
-        self._before_id = before_id
+        self.before_id = before_id
+        """Bytes before the id in the texts: those of an expiration, and one."""
         tag, number = TAG + 1 + names[TAG], channel.number
         before = FRAME(METHOD_FRAME, number, len(names)) + names[:tag]
         between = names[tag + 8 :] + END + FRAME(HEADER_FRAME, number, len(header)) + header[:SIZE]
@@ -104,7 +131,7 @@ class Pattern:
 
     def adopt(self, other: Pattern) -> bool:
         """Take in the properties of another pattern that is like this one; False: it is not."""
-        if (self._like, self._size, self._before_id) != (other._like, other._size, other._before_id):
+        if (self._like, self._size, self.before_id) != (other._like, other._size, other.before_id):
             return False
         if len(self._properties) >= MAX_PROPERTIES:
             self._properties.clear()
@@ -129,7 +156,7 @@ class Pattern:
         header = ContentHeader.__new__(ContentHeader)
         header.class_id, header.weight, header.body_size = None, 0, size
         header.properties = made = Properties()
-        at = self._before_id
+        at = self.before_id
         try:
             message_id, expiration = texts[at:].decode(), texts[: at - 1].decode() if at else None
         except UnicodeDecodeError:  # anybody may have written them
