@@ -52,6 +52,7 @@ def read_policies(url: str, management: str | None, virtual_host: str) -> list[d
             with urlopen(Request(where, headers=headers), timeout=SECONDS) as answer:
                 policies = json.load(answer)
         except HTTPError as error:
+            error.close()
             tag = ": its user needs the tag policymaker or monitoring" if error.code in (401, 403) else ""
             raise Unseen(f"{base} answers {error.code}{tag}") from error
         except (URLError, OSError, ValueError) as error:

@@ -39,7 +39,8 @@ def get(command: Command, path: str, **headers: str) -> tuple[int, str]:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        with error:
+            return error.code, error.read().decode()
 
 
 def probed(start: Callable[..., Command], *options: str) -> Command:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
+from contextlib import suppress
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +70,14 @@ async def test_keys_are_found_by_the_environment_and_can_be_left_out(
 def look() -> str:
     """The memory and the environment of a process that runs functions for a worker, as far as they are texts."""
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    found = b""
+    found = bytearray()
     with open("/proc/self/mem", "rb") as memory:
         for area, rights, *_, name in maps:
             if rights.startswith("rw") and not name.startswith("["):
                 start, end = (int(part, 16) for part in area.split("-"))
-                memory.seek(start)
-                found += memory.read(end - start)
+                for page in range(start, end, PAGESIZE):
+                    with suppress(OSError):  # one that guards a thread's stack cannot be read
+                        found += os.pread(memory.fileno(), PAGESIZE, page)
     texts = re.findall(rb"[\w-]{43}", found)
     started = [Path(f"/proc/self/{name}").read_text() for name in ("environ", "cmdline")]
     return f"{sorted(set(texts))} {started}"

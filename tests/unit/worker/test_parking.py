@@ -290,7 +290,7 @@ async def test_a_run_keeps_no_argument_that_its_function_has_let_go(namespace: s
         assert seen.is_set()
 
 
-@pytest.mark.parametrize(("resume", "bound"), [(False, 3900), (True, 4800)], ids=["plain", "resuming"])
+@pytest.mark.parametrize(("resume", "bound"), [(False, 3900), (True, 4900)], ids=["plain", "resuming"])
 async def test_a_call_that_sleeps_takes_little_memory(namespace: str, resume: bool, bound: int) -> None:
     """The bounds are for the call, its await, and its journal, all of which are in this process."""
     count = 300
