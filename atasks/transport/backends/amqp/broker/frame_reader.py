@@ -164,9 +164,10 @@ class FrameReader(asyncio.BufferedProtocol):
 
     # -- frames
 
-    def read(self, channel: Channel) -> None:
+    def read(self, channel: Channel) -> DirectChannel:
         """Read the messages and confirms of this channel, until it closes."""
-        self._direct[channel.number] = DirectChannel(channel)
+        direct = self._direct[channel.number] = DirectChannel(channel)
+        return direct
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take what has arrived, and keep back a frame that is looked at and not whole yet, but no large body.
