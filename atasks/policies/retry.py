@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from atasks.checks import MAX_TIMEOUT, validate_integer, validate_number, validate_plain, validate_seconds
-from atasks.errors import RemoteError, RetryAfter
+from atasks.errors import Diverged, RemoteError, RetryAfter
 from atasks.modules import MAIN_NAMES, main_name
 
 __all__ = ["Retry"]
@@ -25,7 +25,8 @@ class Retry:
     `RetryAfter` is always worth another try. A cancelled await is not tried again, nor is a call whose arguments
     cannot be sent. The deadline of the call is one for all tries: where the next one would begin after it, the
     exception is raised at once. A group of exceptions, as a task group raises, is worth another try if each one in
-    it is; a function as `on` gets the group.
+    it is; a function as `on` gets the group. `Diverged` is not worth another try, which would find the same
+    journal, unless `on` names this very class, or is a function.
 
     Args:
         on: The class of an exception, or several, or a function of the exception that says whether another try is
@@ -105,6 +106,10 @@ class Retry:
         if callable(on) and not isinstance(on, type):
             return isinstance(error, RetryAfter) or bool(on(error))
         kinds = on if isinstance(on, tuple) else (on,)
+        if any(isinstance(part, Diverged) for part in _parts(error)) and not {Diverged, _name(Diverged)} & {
+            *kinds
+        }:
+            return False
         rest: list[Exception] = [error]
         while rest:
             part = rest.pop()

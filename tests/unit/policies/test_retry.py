@@ -17,6 +17,7 @@ from atasks import (
     CallCancelled,
     CallConnectionLost,
     CallTimeout,
+    Diverged,
     RemoteError,
     Retry,
     RetryAfter,
@@ -114,6 +115,19 @@ def test_a_group_is_worth_what_each_of_its_exceptions_is() -> None:
         deep = ExceptionGroup("deep", [deep])
     assert retry.wants(deep)
     assert retry.pause(deep, 1) == 3.0
+
+
+def test_a_call_that_diverged_is_tried_again_only_if_that_is_said() -> None:
+    diverged = Diverged("called what it had not called")
+    group = ExceptionGroup("of two", [OSError(), diverged])
+    for on in (Exception, RuntimeError, (OSError, atasks.AtasksError), "builtins.Exception"):
+        retry = Retry(on=on)
+        assert not retry.wants(diverged)
+        assert not retry.wants(group)
+        assert retry.is_last(1, diverged)
+    for on in (Diverged, (OSError, "atasks.errors.Diverged"), lambda error: True):
+        assert Retry(on=on).wants(diverged)
+    assert Retry(on=(OSError, Diverged)).wants(group)
 
 
 async def test_what_a_task_group_raises_is_tried_again() -> None:
