@@ -70,6 +70,7 @@ class Journal:
 
     __slots__ = (
         "_all_asked",
+        "_cut",
         "_error",
         "_found",
         "_generation",
@@ -108,6 +109,8 @@ class Journal:
         """That of the journals when it was opened."""
         self._held: list[Pending] | None = None
         """Calls of branches that wait until it is open; None: none does."""
+        self._cut: set[str] | None = None
+        """Steps whose awaits have ended before it was open; None: there are none."""
         self._left = NOTHING
         """Steps that other runs have done, and this one has not asked for."""
         self._sent: AbstractSet[str] = NONE
@@ -142,7 +145,7 @@ class Journal:
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
         """The id that this step has now, and its ending, if it is done. Raises Diverged; PayloadTooLarge if there
         is no room for one more result."""
-        await self._is_ready()
+        await self._is_ready(step)
         is_spent = step in self._spent
         while step in self._spent:
             step = again(step)
@@ -163,7 +166,7 @@ class Journal:
     async def passed(self, step: str, following: str) -> bool:
         """Say whether an earlier run has gone on from this step to that one, the next try of the same call: then
         nobody asks for this one any more."""
-        await self._is_ready()
+        await self._is_ready(step)
         if following not in self._left and following not in self._sent and following not in self._spent:
             return False
         self._asked(step)
@@ -288,10 +291,21 @@ class Journal:
         """True if it is open over the link that there is."""
         return self._opening is None and self._generation == self._journals.generation
 
-    async def _is_ready(self) -> None:
-        """Return when it is open; if another worker has the call now, the run ends."""
+    async def _is_ready(self, step: str) -> None:
+        """Return when it is open, for this step; if another worker has the call now, the run ends."""
         while not self._is_open:
-            await self._in_hand(self._opened())
+            try:
+                await self._in_hand(self._opened())
+            except asyncio.CancelledError:
+                self._cut_off(step)
+                raise
+
+    def _cut_off(self, step: str) -> None:
+        """The await of a step has ended before it was looked for: the next run is not to take it for a new one."""
+        if not self._is_open:
+            self._cut = (self._cut or set()) | {step}
+        elif not (self.names.given.get(step) or step in self._sent or step in self._spent or step in self._left):
+            self.spend(step)
 
     async def _opened(self) -> None:
         """Return when it is open over the link that there is."""
@@ -344,14 +358,18 @@ class Journal:
             held, self._held = self._held, None
             for pending in held or ():
                 self._let_go(pending, task)
+            if not failed and self._cut:
+                cut, self._cut = self._cut, None
+                for step in cut:
+                    self._cut_off(step)
         ended.set()
 
     def _let_go(self, pending: Pending, opening: asyncio.Task[None]) -> None:
         """Send a call that waited until the journal was open, if nothing is known of it, or end its await."""
         step = pending.call.id
-        if pending.future.done():
-            return  # its await was cancelled: it is not noted as sent
-        if opening.cancelled():
+        if pending.future.done():  # its await was cancelled: it is not noted as sent
+            self._cut_off(step)
+        elif opening.cancelled():
             pending.future.cancel()
         elif (error := opening.exception()) is not None:
             pending.future.set_exception(error)

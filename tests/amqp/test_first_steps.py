@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from atasks import NotConnected, UnknownRun, current_call, serve
+import atasks
+from atasks import NotConnected, Retry, UnknownRun, current_call, serve
 from atasks.testing import Site, soon, until
 from atasks.tracking.counters import ENDED, RECEIVED
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
@@ -20,6 +21,8 @@ from atasks.transport.backends.amqp.transport import AMQPTransport
 from atasks.transport.journals import Elsewhere, Entries, journal_name
 from atasks.wire import VERSION, Reply, Status
 from tests.amqp.journals import gone, has_spares, journal_queue
+
+AGAIN = Retry(on=ConnectionError, wait=0.0, jitter=0.0)
 
 
 class Openings:
@@ -95,6 +98,41 @@ async def test_branches_that_are_cancelled_before_the_journal_is_open_are_not_ca
         assert (row[RECEIVED], row[ENDED + Status.VALUE]) == (3, 3)
         assert len(fan.sent) == 3
         await soon(gone(site, journal_queue(site, fan.id)))
+
+
+@pytest.mark.parametrize("kind", ["call", "call with a retry", "once"])
+async def test_a_step_that_is_cancelled_before_the_journal_is_open_is_not_new_to_the_next_run(
+    site: Site, openings: Openings, kind: str
+) -> None:
+    """The code has not changed: with `strict` too, where the next run awaits that step before all others."""
+
+    @site.atask
+    async def step(name: str) -> str:
+        return name
+
+    async def first() -> str:
+        if kind == "once":
+            return await atasks.once(str, "first")
+        return await (step.options(retry=AGAIN) if kind == "call with a retry" else step)("first")
+
+    @site.atask(resume="strict", retry=AGAIN)
+    async def parent() -> list[str]:
+        found = []
+        branch = asyncio.create_task(first())
+        if current_call().try_ == 1:
+            await until(lambda: openings.begun)
+            branch.cancel()
+            await asyncio.wait([branch])
+            openings.gate.set()
+        else:
+            found.append(await branch)
+        found += [await step("second"), await step("third")]
+        if current_call().try_ == 1:
+            raise ConnectionError("interrupted")
+        return found
+
+    async with site.open():
+        assert await soon(parent()) == ["first", "second", "third"]
 
 
 async def test_each_branch_is_told_that_the_journal_cannot_be_opened(site: Site, openings: Openings) -> None:
