@@ -126,7 +126,7 @@ async def test_new_code_ends_a_strict_call_before_its_first_new_step_and_leaves_
     fleet.start_one(module="tests.faults.rolled_after", caller_patience=5.0)
     with pytest.raises(Diverged, match=r"strict called tests.faults.resuming.step, which .* \(2 left\)") as caught:
         await soon(task)
-    assert "atasks: try 1 of strict ended in Diverged" in "".join(caught.value.__notes__)  # and try 2 was the last
+    assert "atasks: try" not in "".join(caught.value.__notes__)  # the one that `on=Exception` might want
     runs = {name: len(history.runs(f"{key}-{name}")) for name in ("first", "second", "new")}
     assert runs == {"first": 1, "second": 1, "new": 0}
     await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
