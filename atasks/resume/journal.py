@@ -19,6 +19,7 @@ from atasks.progress import Progress
 from atasks.resume.naming import Names, again
 from atasks.transport.journals import Elsewhere, journal_name, lasts
 from atasks.transport.pending import NOT_SENT, SPENT, Pending
+from atasks.transport.records.contract import key_of_run
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.held_call import HeldCall, Reason
 
@@ -96,7 +97,7 @@ class Journal:
         if journals is None:
             kind = type(run.worker.transport).__name__
             raise NotSupported(f"{run.call.task} resumes, and {kind} keeps no journals: use another transport")
-        self.name = journal_name(run.call.key or run.call.id, run.atask.resume)
+        self.name = journal_name(key_of_run(run.call), run.atask.resume)
         self.names = Names(self.name)
         self._found: Counter[str] | None = None
         """Name -> the number of steps that were found done; None: none was."""

@@ -147,6 +147,45 @@ class SubmitOptionCases(Cases):
             with pytest.raises(UnknownRun, match="keep=0"):
                 await (await soon(work.options(keep=0).submit(1))).retry()
 
+    @pytest.mark.parametrize("retry", [None, Retry(on=(OSError,), attempts=2, wait=0, jitter=0)])
+    async def test_failed_call_that_resumes_makes_its_steps_again(self, site: Site, retry: Retry | None) -> None:
+        made: list[str] = []
+        bad = True
+
+        @site.atask
+        async def first() -> int:
+            made.append("first")
+            return 1
+
+        @site.atask
+        async def second() -> int:
+            made.append("second")
+            if bad:
+                raise OSError("not yet")
+            return 2
+
+        @site.atask(resume=True, retry=retry)
+        async def work() -> int:
+            return await first() + await second()
+
+        async with site.open():
+            if refuses(site):
+                return
+            handle = await soon(work.submit())
+            for _ in range(2):
+                with pytest.raises(OSError, match="not yet"):
+                    await soon(handle)
+                made.clear()
+                await soon(handle.retry())
+            with pytest.raises(OSError, match="not yet"):
+                await soon(handle)
+            assert made[:2] == ["first", "second"]
+            made.clear()
+            bad = False
+            await soon(handle.retry())
+            assert await soon(handle) == 3
+            assert made == ["first", "second"]
+
     async def test_what_has_not_failed_is_not_run_again(self, site: Site) -> None:
         begun = asyncio.Event()
 

@@ -43,6 +43,7 @@ from atasks.tracking.counters import (
 )
 from atasks.transport.delivery import Delivery
 from atasks.transport.journals import journal_name
+from atasks.transport.records.contract import key_of_run
 from atasks.turns import Turns
 from atasks.wire import Call, End, Query, QueryAnswer, Reply, Status
 from atasks.worker.backlog import Backlog
@@ -417,7 +418,7 @@ class Worker:
         last = retry is None or (error is not None and retry.is_last(call.try_, error))
         if not last and not (isinstance(reply, Reply) and reply.status == Status.VALUE):
             return
-        name = journal_name(call.key or call.id, atask.resume)
+        name = journal_name(key_of_run(call), atask.resume)
         if reply is None:
             journals.drop(name)
         else:

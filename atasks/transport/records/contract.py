@@ -26,6 +26,7 @@ __all__ = [
     "again_id",
     "base_of",
     "check_expires",
+    "key_of_run",
     "no_room",
     "record_of",
     "round_of",
@@ -234,6 +235,14 @@ def round_of(call_id: str) -> int:
     """Return how many calls of the record ended in an error before this one."""
     number = call_id.partition(ROUND)[2].partition("-")[0]
     return int(number) if number.isdecimal() else 0
+
+
+def key_of_run(call: Call) -> str:
+    """Return the key that names the journal of this call. One that is run again after it had ended has another
+    journal, and its steps have other ids: workers remember how the steps of before have ended."""
+    key = call.key or call.id
+    number = round_of(call.id) or round_of(call.parent or "")  # the parent makes the tries of a `retry`
+    return f"{key}{ROUND}{number}" if number else key
 
 
 def check_expires(value: Any) -> float:
