@@ -1,5 +1,7 @@
 """Bounds of the cost of one message for whoever receives it."""
 
+# Private attributes: `RecordReader._read`: only the client library and the broker see each read.
+
 from __future__ import annotations
 
 import asyncio
@@ -14,6 +16,7 @@ from atasks.testing import Site, soon, until
 from atasks.testing.site import PATIENCE
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.record_reader import RecordReader
 from atasks.transport.backends.amqp.worker.stored_replies import LATER
 from atasks.wire import Status
 from tests.amqp.peer import Peer
@@ -203,3 +206,34 @@ async def test_calls_for_a_database_that_is_not_known_wait_elsewhere(make_site: 
                 await asyncio.sleep(0.05)
         assert make_site.worker.bad_messages == 0
         assert await _make(make_site, 5) == 5
+
+
+async def test_a_journal_is_read_once_for_the_calls_that_come_meanwhile(
+    make_site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call that may have ended had the whole journal read, whatever was in it."""
+    reads: list[str] = []
+    real = RecordReader._read
+
+    async def read(reader: RecordReader, link: Link, name: str, *others: Any) -> Any:
+        reads.append(name)
+        return await real(reader, link, name, *others)
+
+    monkeypatch.setattr(RecordReader, "_read", read)
+    async with make_site.open(concurrency=200):
+        topology = make_site.worker.transport.session.topology
+        journal, lock = topology.kept("a-journal"), topology.lock("a-journal")
+        queue = await peer.channel.declare_queue(journal, durable=True, arguments=topology.kept_arguments(60_000))
+        await peer.channel.declare_queue(lock, exclusive=True)
+        replies = await peer.consume(lock)
+        for number in range(100):
+            await peer.publish(bytes(10_000), journal, message_id=f"junk-{number}")
+        again = [[*call(f"id-{number}", 1), None, 0, 2, 3] for number in range(100)]
+        await asyncio.gather(*(peer.send(fields, reply_to=lock) for fields in again))
+        answered: set[str] = set()
+        while len(answered) < 100:
+            message = await soon(replies.get())
+            answered |= {fields[2] for fields in msgspec.msgpack.decode(message.body) if fields[0] == REPLY}
+        assert len(reads) < 50
+        assert await _make(make_site, 5) == 5
+        await queue.delete(if_unused=False, if_empty=False)

@@ -1,7 +1,8 @@
 """Reading the queue of a record or a journal without consuming it.
 
 The queue has a single active consumer. Who reads it is sent everything, and closes the channel: the messages go
-back as they were, and the next reader has its turn.
+back as they were, and the next reader has its turn. What wants to know of a record here while it is read waits for
+the next read, all together: what is in it may be much, and many calls may ask for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from atasks.errors import CallConnectionLost
+from atasks.errors import CallConnectionLost, UnknownRun
 from atasks.outlast import Within
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.errors import is_down
@@ -35,8 +36,23 @@ EMPTY_LOOKS: Final = 5
 """Looks at a record without messages, and without another reader, until it is taken for an empty one."""
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
+LONGEST_REST: Final = 5.0
+"""Seconds between two reads of one record, at most: as many as the first of them took."""
 READERS: Final = 100
 """Records that are read at a time: each read has a channel, and a connection has 2047 of them."""
+
+
+class _Turn:
+    """A read of a record, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self.seconds = 0.0
+        """The time that it took."""
+        self.done: asyncio.Future[list[DeliveredMessage] | UnknownRun | None] = (
+            asyncio.get_running_loop().create_future()
+        )
+        """The messages, or that there is no record. None: it failed, or whoever read was cancelled."""
 
 
 class RecordReader:
@@ -45,22 +61,56 @@ class RecordReader:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._reading = asyncio.Semaphore(READERS)
+        self._turns: dict[tuple[str, bool], _Turn] = {}
+        """The last read of each record, which runs or waits for the one before."""
 
     async def messages(self, call_id: str, *, may_be_empty: bool = False) -> list[DeliveredMessage]:
         """The messages of a record or a journal, as they are; none if it is empty. Raises UnknownRun,
         CallConnectionLost. `may_be_empty`: its submitter may have died before it wrote anything."""
         try:
-            async with self._reading, Within(READ_SECONDS):
-                for pause in pauses(*EMPTY_PAUSES):
-                    messages = await self._session.links.do(lambda link: self._read(link, call_id, may_be_empty))
-                    if messages is not None:
-                        return messages
-                    await asyncio.sleep(pause)
+            async with Within(READ_SECONDS):
+                while True:
+                    turn = self._turns.get((call_id, may_be_empty))
+                    if turn is None or turn.has_begun:  # it may have missed what has come since
+                        return await self._in_turn(call_id, may_be_empty, turn)
+                    await asyncio.wait([turn.done])
+                    found = turn.done.result()
+                    if isinstance(found, UnknownRun):
+                        raise unknown_run(call_id)
+                    if found is not None:
+                        return found
         except TimeoutError:
             pass
         raise CallConnectionLost(
             f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
         )
+
+    async def _in_turn(self, call_id: str, may_be_empty: bool, before: _Turn | None) -> list[DeliveredMessage]:
+        """Read when the read before is over, and has rested, for all who want it until then."""
+        key, loop = (call_id, may_be_empty), asyncio.get_running_loop()
+        turn = self._turns[key] = _Turn()
+        found: list[DeliveredMessage] | UnknownRun | None = None
+        began = loop.time()
+        try:
+            if before is not None:
+                await asyncio.wait([before.done])
+                await asyncio.sleep(min(before.seconds, LONGEST_REST))
+            async with self._reading:
+                turn.has_begun, began = True, loop.time()
+                for pause in pauses(*EMPTY_PAUSES):
+                    found = await self._session.links.do(lambda link: self._read(link, call_id, may_be_empty))
+                    if found is not None:
+                        return found
+                    await asyncio.sleep(pause)
+            raise AssertionError("there is always another pause")
+        except UnknownRun as error:
+            found = error
+            raise
+        finally:
+            turn.seconds = loop.time() - began
+            turn.done.set_result(found)
+            if self._turns.get(key) is turn:
+                del self._turns[key]
 
     async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage] | None:
         """The messages, which stay in their queue. None, if another reader keeps them for long: that reader may
