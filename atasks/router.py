@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atasks.activation import Activation
 from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.caller.background import call, hand_over, iterate_here, run_here
-from atasks.caller.decoding import reply_error, value_of
+from atasks.caller.decoding import value_of
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.codecs.base import Codec, as_bytes
 from atasks.codecs.default import get_codec
@@ -30,7 +30,7 @@ from atasks.original import (
 from atasks.original_events import OriginalEvents
 from atasks.registration import define
 from atasks.registry import Manager
-from atasks.wire import RUN_TRIES, Call, Reply, Status
+from atasks.wire import RUN_TRIES, Call, Reply
 
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
@@ -56,7 +56,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-VALUE: Final = Status.VALUE
 _PUBLISHED = TaskOptions(orphan="run")
 
 
@@ -151,23 +150,34 @@ class Router(OriginalEvents):
                 run.park()
                 run.last_awaited = call
             try:
-                if options.retry is None:
-                    reply = await transport.request(call, options)
+                pending = transport.begin_request(call, options)
+                if pending is None:
+                    reply = await self._reply(transport, call, options)
                 else:
-                    from atasks.caller.tries import tried
-
-                    reply = await tried(self, codec, transport, call, options)
+                    try:
+                        reply = await pending.future
+                    except BaseException as error:
+                        transport.fail_request(pending, error)
+                        pending = None  # the traceback has this frame, and its future has the error
+                        raise
+                    transport.end_request(pending, reply)
                 if run is not None:
                     run.answered(call, reply)
             finally:
                 if run is not None:
                     await run.unpark()
-            if reply.status != VALUE:
-                raise await reply_error(reply, call, codec)
             return await value_of(reply, call, task, codec)
         except Exception as error:
             name_call(error, call.id)
             raise
+
+    async def _reply(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
+        """The reply to a call that was not begun, or to the last one of its tries."""
+        if options.retry is None:
+            return await transport.request(call, options)
+        from atasks.caller.tries import tried
+
+        return await tried(self, self.codec, transport, call, options)
 
     async def _resume(self, run: HeldCall, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that another one makes which resumes."""
@@ -311,8 +321,6 @@ class Router(OriginalEvents):
     async def outcome(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None = None) -> Any:
         """Return the value of a reply, or raise its exception; `task`: the atask, where its types count."""
         try:
-            if reply.status != VALUE:
-                raise await reply_error(reply, call, self.codec)
             return await value_of(reply, call, task, self.codec)
         except Exception as error:
             name_call(error, call.id)

@@ -25,12 +25,16 @@ from atasks.wire import Call, Reply, Status
 
 __all__ = ["check_codec", "reply_error", "value_of"]
 
+VALUE: Final = Status.VALUE
 EARLY_SECONDS: Final = 0.5
 """A worker ends a call so long before its deadline only if its clock is wrong."""
 
 
 async def value_of(reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
-    """Return the value of a reply that has one; `task`: the atask, if it is known here. Raises DecodeError."""
+    """Return the value of a reply, or raise the exception that it stands for; `task`: the atask, if it is known
+    here. Raises DecodeError if it cannot be read."""
+    if reply.status != VALUE:
+        raise await reply_error(reply, call, codec)
     if reply.codec != codec.name:
         check_codec(reply, call, codec)
     try:

@@ -57,7 +57,7 @@ def new_call(
     call = Call(
         VERSION,
         new_call_id(),
-        str(name),
+        str(name) if type(name) is not TaskName or name.task is None else name.task.name,  # one text for all calls
         payload,
         codec.name,
         None if timeout is None else max(1, round(timeout * 1000)),

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from atasks import RemoteError, RemoteTraceback, WorkerLost
+from atasks import RemoteError, RemoteTraceback, WorkerLost, current_call
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon
 from atasks.wire import Call, Reply
@@ -174,6 +174,7 @@ class ExceptionCases(Cases):
 
         @site.atask
         async def inner() -> NoReturn:
+            ids.append(str(current_call().id))
             raise Refused(1, "inner")
 
         @site.atask
@@ -181,13 +182,6 @@ class ExceptionCases(Cases):
             await inner()
 
         async with site.open():
-            request = site.worker.transport.request
-
-            async def spying(call: Call, options: Any) -> Reply:
-                ids.append(call.id)
-                return await request(call, options)
-
-            site.worker.transport.request = spying  # type: ignore[method-assign]
             caught = await _caught(outer())
             first, second = caught.__notes__
             assert inner.name in first
@@ -256,6 +250,7 @@ class ExceptionCases(Cases):
                 return reply
 
             monkeypatch.setattr(site.caller, "request", request_and_forget)
+            monkeypatch.setattr(site.caller, "begin_request", lambda *_: None)
             caught = await _caught(fail())
             assert isinstance(caught, RemoteError)
             assert caught.type_name == f"{name}.Strange"

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from atasks import wire
 from atasks.errors import CallConnectionLost, NotConnected, NotSupported
@@ -121,46 +121,80 @@ class CallTransport(Transport):
         await asyncio.wait((self._over,), timeout=seconds)
         return not self._over.done()
 
-    async def request(self, call: Call, options: TaskOptions) -> Reply:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "request" in cls.__dict__ and "begin_request" not in cls.__dict__:  # what overrides it is to be asked
+            cls.begin_request = Transport.begin_request  # type: ignore[method-assign]
+
+    def begin_request(self, call: Call, options: TaskOptions) -> PlainPending | None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
+        return None if options.retry is not None or self._room() is not None else self._open_request(call, options)
+
+    def _open_request(
+        self, call: Call, options: TaskOptions, room: asyncio.Future[None] | None = None
+    ) -> PlainPending:
+        """Keep a call until its await ends, and hand it over, unless there is no room for it."""
         loop = self._loop  # what runs: asking for that costs a system call before Python 3.12
         assert loop is not None, "there is one wherever there is no refusal"
-        future: asyncio.Future[Reply] = loop.create_future()
-        pending = PlainPending(call, options, future)
-        self._pending[call.id] = pending
+        pending = self._pending[call.id] = PlainPending(call, options, loop.create_future())
         row = self.counters.rows.get(call.task)
         if row is None:
             row = self.counters.row(call.task)
         row[RECEIVED] += 1
         if self.watching is not None:
             self.watching.sent(call, options.queue or "")
-        began = time.perf_counter()
+        pending.began = time.perf_counter()
         try:
             if call.timeout_ms is not None:
                 self._set_timer(pending, call.timeout_ms / 1000)
-            room = self._room()
+            if room is None:
+                self._post(pending)
+        except BaseException as error:
+            self.fail_request(pending, error)
+            raise
+        return pending
+
+    def end_request(self, pending: PlainPending, reply: Reply) -> None:
+        call = pending.call
+        # Not by `replied`, which would cost a function call.
+        took = int((time.perf_counter() - pending.began) * 1_000_000)
+        row = self.counters.rows.get(call.task)
+        if row is None:
+            row = self.counters.row(call.task)
+        row[RUN_US] += took
+        row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
+        row[ENDED + (reply.status if reply.status < WITHDRAWN else OTHER)] += 1
+        if pending.timer is not None:
+            pending.timer.cancel()
+        del self._pending[call.id]
+
+    def fail_request(self, pending: PlainPending, error: BaseException) -> None:
+        call = pending.call
+        self.counters.row(call.task)[ENDED + failed(error)] += 1
+        if isinstance(error, asyncio.CancelledError):
+            self._withdraw(pending)
+        if pending.timer is not None:
+            pending.timer.cancel()
+        del self._pending[call.id]
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        room = self._room()
+        pending = self._open_request(call, options, room)
+        try:
             if room is not None:
                 await self._wait_for_room(pending, room)
-            if room is None or not future.done():
-                self._post(pending)
-            reply = await future
-            # Not by `replied`, which would cost a function call.
-            took = int((time.perf_counter() - began) * 1_000_000)
-            row[RUN_US] += took
-            row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
-            row[ENDED + (reply.status if reply.status < WITHDRAWN else OTHER)] += 1
-            return reply
+                if not pending.future.done():
+                    self._post(pending)
+            reply = await pending.future
         except BaseException as error:
-            row[ENDED + failed(error)] += 1
-            if isinstance(error, asyncio.CancelledError):
-                self._withdraw(pending)
+            self.fail_request(pending, error)
+            del pending  # the traceback has this frame, and its future has the error
             raise
-        finally:
-            if pending.timer is not None:
-                pending.timer.cancel()
-            del self._pending[call.id]
-            del pending, future  # the traceback of an error has this frame, and the future has the error
+        self.end_request(pending, reply)
+        return reply
 
     async def hand_over(self, call: Call, options: TaskOptions, *, address: str = "", delay: float = 0.0) -> None:
         """Return when the request of a call is safe that nobody awaits, and whose replies go to this address. It

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
     from atasks.transport.journals import Journals
     from atasks.transport.limits.contract import Limits
-    from atasks.transport.pending import Pending
+    from atasks.transport.pending import Pending, PlainPending
     from atasks.transport.records.contract import Records
     from atasks.transport.schedules import Schedules
     from atasks.transport.server import Server
@@ -208,6 +208,20 @@ class Transport:
         disconnected."""
         await asyncio.sleep(seconds)
         return True
+
+    def begin_request(self, call: Call, options: TaskOptions) -> PlainPending | None:
+        """Send the call at once. Returns None, having done nothing, where it has to wait for anything, or may take
+        several tries. Raises as `request` does.
+
+        Whoever begins a call awaits its future, and gives what comes of that to `end_request` or `fail_request`: a
+        coroutine of `request` would be kept for each call in flight."""
+        return None
+
+    def end_request(self, pending: PlainPending, reply: Reply) -> None:
+        """The await of a call that was begun has ended with its reply."""
+
+    def fail_request(self, pending: PlainPending, error: BaseException) -> None:
+        """The await of a call that was begun has raised."""
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""

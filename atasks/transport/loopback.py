@@ -82,6 +82,7 @@ class LoopbackTransport(CallTransport):
         self.journals = None if self._minimal else self._journals
         if self._minimal:
             self.request = partial(Transport.request, self)  # type: ignore[method-assign]
+            self.begin_request = partial(Transport.begin_request, self)  # type: ignore[method-assign]
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LoopbackTransport:

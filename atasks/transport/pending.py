@@ -71,6 +71,8 @@ class Pending(Struct, eq=False):
     """After how many seconds it may begin, if it is kept."""
     key: str | None = None
     """Under which key its messages are sealed, where they are: None: this side's own. Empty: under none."""
+    began: float = 0.0
+    """When its await began, by `time.perf_counter()`, if that is of `CallTransport.request`."""
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
         return f"<pending call {self.call.id} of {self.call.task!r}>"

@@ -8,7 +8,7 @@ import random
 import time
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from statistics import median
@@ -288,6 +288,35 @@ async def test_a_run_keeps_no_argument_that_its_function_has_let_go(namespace: s
     async with worker_for(namespace):
         await use(Thing())
         assert seen.is_set()
+
+
+async def test_a_call_in_flight_has_no_more_objects_than_a_task_that_awaits_a_future(namespace: str) -> None:
+    """Objects count at which the garbage collector looks again and again. No worker has the call here."""
+    count = 200
+
+    @atask(namespace=namespace)
+    async def nap() -> None: ...
+
+    async def wait() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def objects(make: Callable[[], Coroutine[Any, Any, None]]) -> float:
+        gc.collect()
+        before = len(gc.get_objects())
+        tasks = [asyncio.create_task(make()) for _ in range(count)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+        found = len(gc.get_objects()) - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return round(found / count)
+
+    transport = LoopbackTransport(namespace)
+    await transport.connect()
+    assert [await objects(nap) for _ in range(2)][1] == await objects(wait)
+    await transport.disconnect()
 
 
 @pytest.mark.parametrize(("resume", "bound"), [(False, 3900), (True, 4900)], ids=["plain", "resuming"])

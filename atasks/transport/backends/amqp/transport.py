@@ -40,7 +40,7 @@ from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.serving import Serving
 from atasks.transport.call_transport import CallTransport
 from atasks.transport.delivery import Delivery
-from atasks.transport.pending import Pending
+from atasks.transport.pending import Pending, PlainPending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
@@ -323,6 +323,11 @@ class AMQPTransport(CallTransport):
         self.session.outbox.detach()
 
     # -- calls
+
+    def begin_request(self, call: Call, options: TaskOptions) -> PlainPending | None:
+        if options.on_no_worker == "error":
+            return None
+        return super().begin_request(call, options)
 
     # Any coroutine will do: pyright takes that of an `async def` for a narrower type.
     def request(  # pyright: ignore[reportIncompatibleMethodOverride]
