@@ -467,7 +467,7 @@ async def test_what_a_run_does_between_two_of_its_awaits_is_work(
 
     @atask(namespace=namespace)
     async def inner(n: int) -> None:
-        await asyncio.sleep(0.03 * n)
+        await asyncio.sleep(0.1 * n)  # far longer than a busy machine keeps the run from its next step
 
     @atask(namespace=namespace)
     async def outer(apart: bool) -> tuple[float, float, float]:
