@@ -15,6 +15,8 @@ FEW: Final = 8
 """Confirms that are read together; and messages in a row, each alone on its way, after which that is begun."""
 PATIENCE_SECONDS: Final = 0.005
 """A confirm waits no longer than this to be read."""
+OFTEN: Final = 3
+"""Messages that have to leave in that time: a read of its own for each of them would cost less than this one."""
 
 
 class Confirms:
@@ -22,9 +24,10 @@ class Confirms:
 
     The broker confirms each message in a frame of its own. Where calls are made one at a time, each such frame
     costs a turn of the event loop, at either side, while nobody waits for it. So once a few messages in a row have
-    left like that, the event loop looks at this connection no more, and what came is read together: when a few
-    messages are unconfirmed, and after `PATIENCE_SECONDS`. It looks again as soon as several messages leave at
-    once, or one whose confirm is awaited; when the broker confirms too little; and when none has left meanwhile.
+    left like that, and soon after each other, the event loop looks at this connection no more, and what came is
+    read together: when a few messages are unconfirmed, and after `PATIENCE_SECONDS`. It looks again as soon as
+    several messages leave at once, or one whose confirm is awaited; when the broker confirms too little; and when
+    fewer than `OFTEN` have left meanwhile.
     """
 
     def __init__(self, reader: FrameReader, unconfirmed: Sized) -> None:
@@ -33,12 +36,14 @@ class Confirms:
         self._unconfirmed = unconfirmed
         self._in_row = 0
         """Messages that left one at a time, and whose confirms nobody waits for, without another one between."""
+        self._since = 0.0
+        """When the first of these left (event loop time)."""
         self._timer: asyncio.TimerHandle | None = None
         """The next read; None: the event loop looks at the connection."""
         self._reading = False
         """True if it is read soon, because a few messages are unconfirmed."""
-        self._used = False
-        """True if a message has left since the last read by the timer."""
+        self._new = 0
+        """Messages that have left since the last read by the timer."""
 
     def left(self, messages: Sequence[Outgoing]) -> None:
         """These messages are leaving: the event loop may look away, or has to look again."""
@@ -47,12 +52,17 @@ class Confirms:
                 self._in_row = 0
                 return
             self._in_row += 1
-            if self._in_row >= FEW and self._reader.look_away():
-                self._wait()
+            if self._in_row == 1:
+                self._since = asyncio.get_running_loop().time()
+            elif self._in_row >= FEW:
+                self._in_row = 0
+                took = asyncio.get_running_loop().time() - self._since
+                if took * OFTEN < FEW * PATIENCE_SECONDS and self._reader.look_away():
+                    self._wait()
         elif len(messages) > 1 or messages[0].is_awaited:
             self.look()
         else:
-            self._used = True
+            self._new += 1
             if len(self._unconfirmed) >= FEW and not self._reading:
                 self._reading = True
                 asyncio.get_running_loop().call_soon(self._read)
@@ -66,7 +76,7 @@ class Confirms:
             self._reader.look()
 
     def _wait(self) -> None:
-        self._used = False
+        self._new = 0
         self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._tick)
 
     def _read(self) -> None:
@@ -79,7 +89,9 @@ class Confirms:
 
     def _tick(self) -> None:
         self._reader.read_now()
-        if self._used:
+        if self._timer is None:
+            return  # what was read had a message leave whose confirm is awaited
+        if self._new >= OFTEN:
             self._wait()
         else:
             self.look()
