@@ -27,12 +27,15 @@ logger = logging.getLogger("atasks.amqp")
 
 DELIVER: Final = 60 << 16 | 60
 """Class 60, method 60: a message is delivered (AMQP 0-9-1, section 1.8)."""
-ACK, NACK, RETURN = 60 << 16 | 80, 60 << 16 | 120, 60 << 16 | 50
+CONFIRMED: Final = (60 << 16 | 80,)
+NACK, RETURN = 60 << 16 | 120, 60 << 16 | 50
 MULTIPLE: Final = 1
 """The bit of a confirm that is about everything up to its tag."""
 CLOSE, CLOSE_OK = 20 << 16 | 40, 20 << 16 | 41
 METHOD: Final = Struct(">I").unpack_from
 TAG_AND_BIT: Final = Struct(">QB").unpack_from
+CONFIRM_BYTES: Final = 21
+"""Bytes of a frame that confirms: what is around its content, the method, a tag, the bit."""
 TAG: Final = 4
 """The offset of the consumer's tag in a method that delivers."""
 SIZE, HEAD, AROUND = 3, 7, 8
@@ -85,6 +88,10 @@ class DirectChannel:
         belong to the same message, if they are there. Returns where the last one ends; 0: the frame is the client
         library's."""
         if kind == METHOD_FRAME:
+            if end - start == CONFIRM_BYTES and METHOD(data, start + HEAD) == CONFIRMED:
+                tag, bits = TAG_AND_BIT(data, start + HEAD + 4)
+                self._confirm(tag, bits, True)
+                return end
             pattern = self._patterns.get((end - start, bytes(data[end + SIZE : end + HEAD])))
             if pattern is not None and (found := pattern.read(data, start)) is not None:
                 message, end = found
@@ -132,9 +139,9 @@ class DirectChannel:
         if method == DELIVER:
             self._method, self.reads_content = _deliver(content), True
             self._frames = content, b""
-        elif method in (ACK, NACK):
+        elif method == NACK:
             tag, bits = TAG_AND_BIT(content, 4)
-            self._confirm(tag, bits, method == ACK)
+            self._confirm(tag, bits, False)
         elif method == RETURN:
             self._method, self.reads_content = Basic.Return(), True
             self._method.unmarshal(content[4:])
