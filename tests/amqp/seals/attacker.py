@@ -9,6 +9,7 @@ from typing import Any
 
 import aio_pika
 import msgspec
+import pytest
 
 from atasks import Transport
 from atasks.signing import CONTENT_TYPE, Key, Kind, keyfile, seal, unseal
@@ -40,6 +41,7 @@ __all__ = [
     "fields",
     "forged",
     "other_keys",
+    "over_both",
     "ran",
     "refused",
     "running",
@@ -50,6 +52,10 @@ encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 CALL, REPLY, CANCEL, ASK, HELD, UP, CREDIT, ITEM, END, KEPT, CLAIM, GRANT = range(1, 13)
 VALUE, DECODE_ERROR = 0, 7
+
+
+over_both = pytest.mark.parametrize("queue_type", ["classic", "quorum"], indirect=True)
+"""For attacks at work queues, which differ in what they say of a message that comes again."""
 
 
 class Attacker:

@@ -23,9 +23,15 @@ def keys(tmp_path: Path) -> KeyFiles:
 
 
 @pytest.fixture
-def site(amqp_url: str, prefix: str, amqp_leaks: None, keys: KeyFiles) -> Iterator[Site]:
+def queue_type(request: pytest.FixtureRequest) -> str:
+    """That of the work queues; `over_both` has a test run over both."""
+    return getattr(request, "param", "classic")
+
+
+@pytest.fixture
+def site(amqp_url: str, prefix: str, amqp_leaks: None, keys: KeyFiles, queue_type: str) -> Iterator[Site]:
     """A caller with the key `shop`, workers, and atasks that data made by hand can call."""
-    site = Site(caller_first(amqp_url, prefix, keys, "shop"))
+    site = Site(caller_first(amqp_url, prefix, keys, "shop", queue_type=queue_type))
     MsgpackCodec(site.namespace)
     ran: list[Any] = []
     site.ran = ran  # type: ignore[attr-defined]

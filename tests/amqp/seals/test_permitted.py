@@ -29,6 +29,7 @@ from tests.amqp.seals.attacker import (
     decode,
     encode,
     fields,
+    over_both,
     ran,
     refused,
     running,
@@ -69,6 +70,7 @@ async def test_a_caller_may_do_what_its_line_says(
         assert status == VALUE
 
 
+@over_both
 async def test_attempts_are_capped_by_the_key(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
     async with site.open():
         await attacker.call(keys.key("thief"), "count", 10**6, fields=(*fields(max_attempts=10**6)[:9], 1))
@@ -79,6 +81,7 @@ async def test_attempts_are_capped_by_the_key(site: Site, attacker: Attacker, ke
 
 
 @pytest.mark.parametrize("fields", [fields(), fields(max_attempts=1)], ids=["first", "last"])
+@over_both
 async def test_a_caller_has_no_call_run_alone(
     site: Site, attacker: Attacker, keys: KeyFiles, fields: tuple[Any, ...]
 ) -> None:
@@ -134,6 +137,7 @@ async def test_a_worker_names_whose_call_it_passes_on(site: Site, attacker: Atta
 
 
 @pytest.mark.parametrize("encrypt", [False, True])
+@over_both
 async def test_what_is_buried_stays_under_its_seal(
     site: Site, attacker: Attacker, keys: KeyFiles, encrypt: bool
 ) -> None:

@@ -30,6 +30,7 @@ from tests.amqp.seals.attacker import (
     encode,
     fields,
     forged,
+    over_both,
     ran,
     refused,
     running,
@@ -37,6 +38,7 @@ from tests.amqp.seals.attacker import (
 from tests.keys import KeyFiles
 
 
+@over_both
 async def test_a_request_that_nobody_known_sealed_is_neither_run_nor_answered(
     site: Site, attacker: Attacker, keys: KeyFiles, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,6 +78,7 @@ async def test_a_request_that_nobody_known_sealed_is_neither_run_nor_answered(
     assert keys.lines["shop"].split()[1] not in caplog.text
 
 
+@over_both
 async def test_a_request_that_was_recorded_is_not_run_again(
     site: Site, attacker: Attacker, keys: KeyFiles, amqp_url: str
 ) -> None:
@@ -120,6 +123,7 @@ async def test_a_recorded_request_does_not_run_after_its_deadline_or_seven_days(
         assert refused(site.worker.transport) == {"too old": 5}
 
 
+@over_both
 async def test_a_call_that_runs_at_most_once_does_so_though_it_was_recorded(
     site: Site, attacker: Attacker, amqp_url: str
 ) -> None:
