@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import atasks
-from tests.busy import without_warnings
+from tests.busy import is_warning
 
 LEFT_OUT = ("ATASKS_URL", "PYTHONASYNCIODEBUG", "PYTHONSTARTUP")
 """Variables that commands do not inherit. With asyncio's debug mode, stderr tells of a busy machine."""
@@ -86,6 +86,8 @@ class Command:
         assert stream is not None
         with stream:
             for line in stream:
+                if stream is self.process.stderr and is_warning(line):
+                    continue
                 lines.append(line)
                 self._lines.put(line)
                 if stream is self.process.stdout and len(lines) == self._read_at_most:
@@ -114,7 +116,7 @@ class Command:
         code = self.process.wait(PATIENCE)
         for reader in self._readers:
             reader.join(PATIENCE)
-        return Done(code, "".join(self.out), without_warnings("".join(self.err)))
+        return Done(code, "".join(self.out), "".join(self.err))
 
     def close(self) -> None:
         """End it, if it still runs."""

@@ -56,7 +56,7 @@ def test_logging_is_left_to_the_settings(project: Project) -> None:
         from test_settings import *
         LOGGING = {
             "version": 1,
-            "formatters": {"plain": {"format": "%(levelname)s %(name)s mine"}},
+            "formatters": {"plain": {"format": "%(levelname)s %(name)s mine: %(message)s"}},
             "handlers": {"here": {"class": "logging.StreamHandler", "formatter": "plain"}},
             "root": {"handlers": ["here"], "level": "WARNING"},
         }
@@ -75,7 +75,7 @@ def test_logging_is_left_to_the_settings(project: Project) -> None:
     )
     command = ("run_atask", "shop.atasks", "-M", "loopback", "--settings", "log_settings", "-L", "shop.loud")
     done = project.manage(*command)
-    assert (done.code, done.err) == (0, "INFO shop.loud mine\nWARNING shop mine\n")
+    assert (done.code, done.err) == (0, "INFO shop.loud mine: shown\nWARNING shop mine: shown\n")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import atasks
 from atasks import atask
 from atasks.transport.unserved import WARN_SECONDS, Unserved
-from tests.busy import without_warnings
+from tests.busy import calm, without_warnings
 
 
 def said(caplog: pytest.LogCaptureFixture) -> str:
@@ -33,6 +33,9 @@ async def test_of_a_process_that_did_not_run(
         await starved()
     assert "starved" in said(caplog)
     assert without_warnings(f"first\n{said(caplog)}last") == "first\nlast"
+    blocked = [record for record in caplog.records if "starved" in record.getMessage()]
+    other = logging.makeLogRecord({"msg": "other"})
+    assert calm([*blocked, other]) == [other]
 
 
 def test_of_a_worker_that_did_not_start(caplog: pytest.LogCaptureFixture) -> None:

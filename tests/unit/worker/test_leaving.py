@@ -17,6 +17,7 @@ import pytest
 import atasks
 from atasks.tasks import atask
 from atasks.worker.executors.default import DefaultExecutor
+from tests.busy import calm
 from tests.unit.serving import happened, serve
 
 PROGRAM = """
@@ -135,7 +136,7 @@ async def test_threads_past_the_grace_are_named(namespace: str, caplog: pytest.L
         task.cancel()
         await asyncio.wait([task])
     end.set()
-    (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (record,) = [record for record in calm(caplog.records) if record.levelno >= logging.WARNING]
     message = record.getMessage()
     assert message.startswith("task 'stays', call ")
     assert "goes on in thread 'asyncio-call_0', at " in message
