@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from click.testing import CliRunner
 
+from atasks_cli.main import main
+from tests.cli.command import Done
 from tests.cli.shell import Shell
 
 TASKS = "from atasks import atask\n@atask\nasync def add(a, b):\n    return a + b\n"
@@ -189,10 +192,11 @@ def test_a_call_without_a_way_to_a_worker_is_one_line(shell: Shell, closed_port:
     ],
 )
 def test_wrong_command_line(shell: Shell, arguments: list[str], words: list[str]) -> None:
-    shell.write("tasks.py", TASKS + MAIN)
-    done = shell.run("run", "tasks.py", *arguments)
-    assert done.code == 2
-    line = done.line()
+    """In this process: other tests here hold the program to it that each mistake is one line."""
+    path = shell.write("tasks.py", TASKS + MAIN)
+    done = CliRunner().invoke(main, ["run", str(path), *arguments], env={"ATASKS_URL": None})
+    assert (done.exit_code, done.stdout) == (2, "")
+    line = Done(done.exit_code, done.stdout, done.stderr).line()
     for word in words:
         assert word in line
     assert "secret" not in line
