@@ -12,6 +12,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.wire import Call
 from tests.amqp.peer import Peer
+from tests.amqp.test_dead_messages import count, steering
 
 
 async def test_what_a_handler_fails_at_goes_to_the_dead_queue(
@@ -34,6 +35,33 @@ async def test_what_a_handler_fails_at_goes_to_the_dead_queue(
         assert call.task == bill.name
         assert str(letter.headers["x-first-death-queue"]).endswith(".events:paid:billing")
         assert "order 7 is unknown" in caplog.text
+
+
+async def test_an_event_is_handled_again_when_it_is_put_back_from_the_dead_queue(site: Site) -> None:
+    keys: list[str | None] = []
+    bad = True
+
+    @event(name="paid", namespace=site.namespace)
+    async def paid(order: int) -> None: ...
+
+    @paid.on(group="billing")
+    async def bill(order: int) -> None:
+        keys.append(current_call().key)
+        if bad:
+            raise ValueError
+
+    async with site.open():
+        await soon(paid(7))
+        fleet = steering(site.caller)
+        for failures in (1, 2):
+            await count(fleet, 1)
+            assert len(keys) == failures
+            bad = failures == 1
+            async with fleet.dead_letters() as dead:
+                assert await soon(dead.retry(dead.messages)) == {}
+            await until(lambda number=failures + 1: len(keys) == number, "the event is handled again")
+        assert len(set(keys)) == 1, "it is the same event"
+        await count(fleet, 0)
 
 
 async def test_an_event_goes_to_the_dead_queue_after_its_tries(site: Site, peer: Peer) -> None:

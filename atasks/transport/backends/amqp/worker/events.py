@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from msgspec import structs
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -15,6 +16,7 @@ from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.questions import guard
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+from atasks.transport.records.contract import again_id
 from atasks.wire import CONTENT_TYPE, Call, End, Reply, Status
 
 if TYPE_CHECKING:
@@ -159,11 +161,14 @@ class FailedEvent(Outgoing):
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             headers={"x-first-death-queue": request.consumer.name, "x-first-death-reason": "rejected"},
+            reply_to=station.session.topology.events,  # it fails as an event too, if it is put back
             message_id=station.number(),
             delivery_mode=2,
             timestamp=datetime.now(UTC),
         )
-        super().__init__(wire.encode([call]), station.session.topology.dead, properties, key="")
+        # Workers remember how a call has ended: under its old id it would not run when somebody puts it back.
+        again = structs.replace(call, id=again_id(call.id), key=call.key or call.id)
+        super().__init__(wire.encode([again]), station.session.topology.dead, properties, key="")
         self._replies = replies
         self._call_id = call.id
         self._request = request
