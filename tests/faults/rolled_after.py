@@ -5,7 +5,7 @@ from __future__ import annotations
 from atasks import Retry, atask
 from tests.faults.resuming import begin, rolling
 
-__all__ = ["begin", "rolled", "strict", "versioned"]
+__all__ = ["begin", "reordered", "rolled", "strict", "versioned"]
 
 
 @atask(resume=True, max_attempts=20, name="rolled")
@@ -26,3 +26,9 @@ async def versioned(key: str, gate: str) -> list[str]:
 async def strict(key: str, gate: str) -> list[str]:
     """The names of its steps, which are to be those of the run before."""
     return await rolling("new", "second")(key, gate)
+
+
+@atask(resume=True, max_attempts=20, name="reordered")
+async def reordered(key: str, gate: str) -> list[str]:
+    """The names of its steps, which the other version takes in another order; it has another name for one."""
+    return await rolling("third", "second", "renamed-after", "first")(key, gate)

@@ -15,8 +15,8 @@ from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
 from tests.faults.resuming import forgiving, local
-from tests.faults.rolled_before import rolled, strict, versioned
-from tests.faults.workers import Fleet
+from tests.faults.rolled_before import reordered, rolled, strict, versioned
+from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
 
@@ -114,6 +114,43 @@ async def test_new_code_finds_the_steps_that_it_has_in_common_with_the_old_one_u
             lambda: len([name for name in left_of_journals(node, prefix) if ".run." in name]) == 1,
             "the journal of the version before is left, and expires",
         )
+
+
+async def test_old_and_new_code_take_turns_at_a_call_and_each_step_is_made_once_by_its_name(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    """The new code has another order of the steps, and another name for one. Workers of both are killed."""
+    gate = tmp_path / "gate"
+    names = {
+        "before": ["first", "renamed-before", "second", "third"],
+        "after": ["third", "second", "renamed-after", "first"],
+    }
+
+    workers: dict[int, tuple[WorkerProcess, str]] = {}
+
+    def start(version: str) -> None:
+        worker = fleet.start_one(module=f"tests.faults.rolled_{version}", caller_patience=5.0)
+        workers[worker.pid] = worker, version
+
+    for version in names:
+        start(version)
+    task = asyncio.create_task(reordered(key, str(gate)))
+    versions: list[str] = []
+    for made in (4, 5, 5):
+        await until(lambda: len(history.runs(key)) > len(versions), "a run has begun")
+        if len(versions) == 1:
+            start(versions[0])
+        worker, version = workers[history.runs(key)[-1].pid]
+        versions.append(version)
+        await until(lambda: len(history.safe()) == made, "its steps are safe")  # noqa: B023
+        if len(versions) < 3:
+            worker.kill()
+    gate.touch()
+    assert await soon(task) == names[versions[-1]]
+    assert versions[0] == versions[2] != versions[1]
+    steps = {name for each in names.values() for name in each}
+    assert {name: len(history.runs(f"{key}-{name}")) for name in steps} == dict.fromkeys(steps, 1)
+    await until(lambda: not left_of_journals(node, prefix), "the journal is dropped")
 
 
 async def test_new_code_ends_a_strict_call_before_its_first_new_step_and_leaves_nothing(
