@@ -4,7 +4,6 @@ cannot read, for it would give up the connection, at each worker in turn."""
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from contextlib import suppress
@@ -85,10 +84,6 @@ class FrameReader(asyncio.BufferedProtocol):
         """By number."""
         self._alive = 0.0
         """When the client library was told last that the broker is there."""
-        self._transport: asyncio.Transport | None = None
-        """None: there is none yet, or none any more."""
-        self._descriptor = -1
-        """That of the socket, if it can be read without the event loop."""
         self._ready: Ready | None = None
         """The callbacks that are to run in the event loop; None: they cannot be seen."""
 
@@ -99,10 +94,7 @@ class FrameReader(asyncio.BufferedProtocol):
         both.pause_reading()  # uvloop asks a protocol when it begins to read whether that has room of its own
         both.set_protocol(self)
         both.resume_reading()
-        self._transport = both
         self._ready = ready_in(asyncio.get_running_loop())
-        if self._ready is not None and both.get_extra_info("sslcontext") is None:
-            self._descriptor = both.get_extra_info("socket").fileno()
 
     # -- what the transport calls
 
@@ -123,7 +115,6 @@ class FrameReader(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._room = memoryview(b"")  # what refers to the reader may be kept until it is collected
-        self._transport, self._descriptor = None, -1
         self._stream.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -131,36 +122,6 @@ class FrameReader(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._stream.resume_writing()
-
-    # -- reading now and then
-
-    def look_away(self) -> bool:
-        """Have the event loop look at this connection no more: it is read by `read_now`. False: it goes on, as it
-        must where bytes are encrypted, or read by the client library."""
-        if self._transport is None or self._descriptor < 0 or not self._direct:
-            return False
-        self._transport.pause_reading()
-        return True
-
-    def look(self) -> None:
-        """Have the event loop look at it again."""
-        if self._transport is not None:
-            self._transport.resume_reading()
-
-    def read_now(self) -> None:
-        """Take what has arrived. Not to be called while something that it has read is dealt with."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        try:
-            size = os.readv(self._descriptor, [self._room])
-        except BlockingIOError:
-            return
-        except OSError:
-            size = 0
-        if size:
-            self.feed(self._room[:size])
-        else:
-            self.look()  # asyncio meets the end of the connection too
 
     # -- frames
 

@@ -100,8 +100,6 @@ class Link:
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.publish: Channel
         """With publisher confirms: requests, replies and control messages leave here."""
-        self.publish_reader = readers[0]
-        """Reads the connection of `publish`."""
         self.on_refusal: Callable[[AMQPChannelError], None] | None = None
         """Told when the broker has closed `publish` over a message. `open_publish` opens another one."""
         self.work: Channel

@@ -108,7 +108,7 @@ class Outbox:
         """Send over this link from now on."""
         self._link = link
         link.on_refusal = self._on_refusal
-        self._publisher = Publisher(link.publish, link.publish_reader, self._ended, self._seals)
+        self._publisher = Publisher(link.publish, self._ended, self._seals)
         self._pump()
 
     def detach(self) -> None:

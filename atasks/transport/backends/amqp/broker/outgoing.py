@@ -51,11 +51,6 @@ class Outgoing:
         """The name that its seal has for where it goes."""
         return self.routing_key
 
-    @property
-    def is_awaited(self) -> bool:
-        """False if nobody waits for its confirm, which may be read some milliseconds late."""
-        return True
-
     def prepare(self) -> bool:
         """Called right before it is sent: False drops it."""
         return True

@@ -12,12 +12,10 @@ from aiormq.channel import Channel
 from aiormq.exceptions import PublishError
 
 from atasks.signing import CONTENT_TYPE as SEALED
-from atasks.transport.backends.amqp.broker.confirms import Confirms
 from atasks.transport.backends.amqp.broker.content import BODY_FRAME, METHOD_FRAME, header_frame
 from atasks.transport.backends.amqp.broker.frames import Frame, FrameWriter
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.seals import Seals
 
@@ -45,19 +43,14 @@ class Publisher:
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        reader: FrameReader,
-        ended: Callable[[Outgoing, Callable[[], None]], None],
-        seals: Seals | None = None,
+        self, channel: Channel, ended: Callable[[Outgoing, Callable[[], None]], None], seals: Seals | None = None
     ) -> None:
-        """`reader`: that of the channel's connection. `ended(message, ending)` is called once for each message of
-        which the broker tells something. `seals` seal what is published; None: it is published as it is."""
+        """`ended(message, ending)` is called once for each message of which the broker tells something. `seals`
+        seal what is published; None: it is published as it is."""
         self._seals = seals
         self._channel = channel
         self._ended = ended
         self._writer = FrameWriter(channel)
-        self._confirms = Confirms(reader, channel.confirmations)
         self._body_size = channel.connection.connection_tune.frame_max - FRAME_OVERHEAD
         self._closed = False
 
@@ -89,8 +82,6 @@ class Publisher:
             self._writer.write_pieces(in_pieces)
         if frames:
             self._writer.write(frames)
-        if messages:
-            self._confirms.left(messages)
         return failed
 
     def _frames(self, message: Outgoing) -> tuple[bytes, list[Frame]]:
@@ -122,7 +113,6 @@ class Publisher:
     def close(self) -> None:
         """The channel is gone: what it may still tell does not count."""
         self._closed = True
-        self._confirms.look()
         self._writer.close()
 
 

@@ -202,11 +202,6 @@ class RequestPacket(Outgoing):
         self.work = together
         return True
 
-    @property
-    def is_awaited(self) -> bool:
-        first = self.pendings[0]
-        return first.kept or first.call.delivery == AT_MOST_ONCE
-
     def prepare(self) -> bool:
         requests = self.requests
         session = requests.session

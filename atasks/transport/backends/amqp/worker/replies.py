@@ -287,13 +287,6 @@ class ReplyMessage(MessageToCaller):
         self._answers = answers
         self._reply_to = reply_to
 
-    @property
-    def is_awaited(self) -> bool:
-        """True if more is to be done when it is safe than to acknowledge one request, for which there is time."""
-        request = self._answers[0][1]
-        alone = len(self._answers) == 1 and not (self._replies.afterwards or self.is_copied)
-        return not alone or request is None or request.takes_room
-
     def settle(self) -> None:
         if self._replies.afterwards:
             for reply, request in reversed(self._answers):  # of a call that came twice the later one counts

@@ -142,11 +142,6 @@ class RequestMessage(Struct, eq=False):
         if self.calls == 0 and self._generation == self.consumer.generation:
             self.consumer.unfinished -= 1
 
-    @property
-    def takes_room(self) -> bool:
-        """True if others cannot be delivered until it is acknowledged, or soon could not."""
-        return self.consumer.unfinished + 2 * TOGETHER > self.consumer.prefetch
-
     def settled(self, *, now: bool = True) -> None:
         """Count one of its calls as settled: the ending of that call is safe. Now: others need not be settled
         first, to be acknowledged with it."""
@@ -155,7 +150,7 @@ class RequestMessage(Struct, eq=False):
             consumer = self.consumer
             # The window of a consumer that was replaced by a wider one has no room to gain.
             late = self._generation != consumer.generation
-            self.acks.ack(self._tag, late=late, now=now or self.takes_room)
+            self.acks.ack(self._tag, late=late, now=now or consumer.unfinished + 2 * TOGETHER > consumer.prefetch)
             self._leave()
 
     def requeue(self) -> None:
