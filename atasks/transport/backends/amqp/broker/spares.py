@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import Any, Final
 
 from aiormq.channel import Channel
@@ -47,7 +48,9 @@ class Spare:
         self._direct = direct
         self._waiting: asyncio.Future[bytes] | None = None
         if direct is not None:
-            channel.closing.add_done_callback(self._on_closed)
+            # In a context of its own: that of the call which needs the channel first would keep the payload, as
+            # long as the channel is open.
+            Context().run(lambda: channel.closing.add_done_callback(self._on_closed))
 
     def ask(self, *frames: Frame, leaving: list[bytes] | None = None) -> Awaitable[Frame]:
         """Write frames over the channel, or put them into `leaving`, for whoever writes that. Returns the answer
