@@ -198,7 +198,7 @@ class Reader:
             shown = f"amqp://{parts.netloc.rpartition('@')[2]}{parts.path or '/'}"
             found = [line.replace(self.url, SHOWN_URL).replace(shown, SHOWN_URL) for line in found]
         if without_warnings(block.text) == block.text:
-            found = without_warnings("\n".join(found)).splitlines()
+            found = without_warnings("\n".join(line.rstrip("\n") for line in found)).splitlines()
         pattern = "\n".join(re.escape(line).replace(r"\.\.\.", "(.|\n)*?") for line in expected)
         text = "\n".join(line.rstrip() for line in found)
         says = "\n".join(expected)
