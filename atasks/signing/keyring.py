@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Final
 
 from atasks.errors import InvalidKeys
@@ -30,6 +31,8 @@ class Keyring:
         """With those that the file has had before: what they asked for is answered still."""
         self.own: Key
         """The key that seals."""
+        self.replaced: Callable[[str], object] | None = None
+        """Hears the name of the key that sealed before, once another one does."""
         self.mine: set[str] = set()
         """The names of all that have sealed here: answers come under these."""
         self._version: tuple[int, ...] = ()
@@ -39,10 +42,13 @@ class Keyring:
     def _load(self) -> None:
         self._read = time.monotonic()
         keys, self._version = read(self.path)
+        before = self.own.name if self._keys else ""
         self._keys = {key.name: key for key in keys}
         self._known.update(self._keys)
         self.own = keys[0]
         self.mine.add(self.own.name)
+        if self.replaced is not None and before != self.own.name:
+            self.replaced(before)
 
     def reread(self) -> None:
         """Read the file again. If it cannot be used, say so and keep the keys that are known."""

@@ -223,10 +223,12 @@ async def test_keys_change_under_load(
             await asyncio.sleep(pause)
             keys.write("shop", new, old)
             caller.session.seals.keys.reread()  # moved to the top
+            before = list(calls)
             await asyncio.sleep(0.5)
             keys.write("shop", new)
             caller.session.seals.keys.reread()
             await asyncio.sleep(1.0)
+            await settled(asyncio.gather(*before), "the calls under the old key")
             del keys.lines[old.split()[0]]
             keys.update()  # removed
         assert len(calls) > 100

@@ -28,6 +28,7 @@ from atasks.transport.backends.amqp.caller.probe import probe
 from atasks.transport.backends.amqp.caller.requests import Requests
 from atasks.transport.backends.amqp.caller.run_times import RunTimes
 from atasks.transport.backends.amqp.seals import opening
+from atasks.transport.pending import PUT_OFF
 from atasks.transport.whereabouts import placed
 from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Report, Status, Up
 
@@ -75,6 +76,8 @@ class Calling:
         at_locks = opening(session.seals, self._on_inbox, session.topology.arrival_at_lock, self._acknowledge)
         self.at_locks: ConsumerCallback = awaitable(at_locks)  # which would be done for each of them else
         """Takes messages from the queues of locks, whose consumers are named as their journals."""
+        if session.seals is not None:
+            session.seals.keys.replaced = self._key_replaced
         self.prober: asyncio.Task[None] | None = None
         """Asks whether workers know this side's key, once."""
         self._asking: asyncio.Task[None] | None = None
@@ -184,6 +187,13 @@ class Calling:
             session.topology.check(queue)
             self.presence.listens(queue)
         self.requests.send(pending, last=True)
+
+    def _key_replaced(self, name: str) -> None:
+        """Go on under the key of this name with the calls that it has sealed: to workers, another one is somebody
+        else's."""
+        for pending in self.session.pendings.values():
+            if pending.key is None and pending.since and pending.since != PUT_OFF:
+                pending.key = name
 
     def seek(self, pending: Pending) -> None:
         """Await a call that was sent before: workers are asked for it, and it is sent again if none has it."""

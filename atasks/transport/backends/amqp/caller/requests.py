@@ -229,6 +229,7 @@ class RequestPacket(Outgoing):
         if not calls:
             return False
         self.body = body_of(calls)
+        self.key = self.pendings[0].key
         queue, priority, durable, _, _, address = self.kind
         first, message_id = calls[0], calls[0].id
         if first.attempt > 1:
