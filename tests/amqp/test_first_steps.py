@@ -15,7 +15,6 @@ import atasks
 from atasks import NotConnected, Retry, UnknownRun, current_call, serve
 from atasks.testing import Site, soon, until
 from atasks.tracking.counters import ENDED, RECEIVED
-from atasks.transport.backends.amqp.broker.frames import FrameWriter
 from atasks.transport.backends.amqp.journals import AMQPJournals
 from atasks.transport.backends.amqp.transport import AMQPTransport
 from atasks.transport.journals import Elsewhere, Entries, journal_name
@@ -245,30 +244,6 @@ async def test_a_journal_that_is_declared_while_another_run_has_its_lock(
             there.journals.drop("name")
         await there.journals.flushed()
         assert await link.queue_state(topology.lock("name")) is None
-
-
-async def test_the_lock_and_the_journal_of_a_first_step_are_asked_for_in_one_write(
-    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writes: list[list[bytes]] = []
-
-    async with serve(amqp_url, prefix=prefix) as worker:
-        transport: Any = worker.transport
-        link, topology = transport.session.link, transport.session.topology
-        await has_spares(transport)
-        write = FrameWriter.write
-        monkeypatch.setattr(
-            FrameWriter, "write", lambda self, frames: (writes.append(frames), write(self, frames))
-        )
-        transport.journals.hasten("name", "call")
-        monkeypatch.undo()
-        ((lock, journal),) = writes
-        assert (topology.lock("name").encode() in lock, topology.kept("name").encode() in journal) == (True, True)
-        await soon(transport.journals.open("name", "call"))
-        assert await link.queue_state(topology.kept("name")) == (0, 0)
-        assert await link.queue_state(topology.lock("name")) == (0, 1)
-        transport.journals.drop("name")
-        await transport.journals.flushed()
 
 
 async def test_a_call_that_comes_again_may_have_been_begun_elsewhere(site: Site) -> None:

@@ -32,6 +32,7 @@ from atasks.transport import journals
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import shielded
 from atasks.transport.backends.amqp.late_replies import LateReplies
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
@@ -220,27 +221,15 @@ class AMQPJournals(Journals):
         self._unwanted.pop(name, None)
         return await link.declare_queue(*self._queue(name))
 
-    def _declare_at_once(self, name: str, link: Link) -> Callable[[], Awaitable[tuple[int, int] | None]] | None:
+    def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int] | None] | None:
         """Take the lock of a journal, and declare it at the same time: nobody else can have ended its call, as
-        long as nobody else has that lock. Returns what waits for that. None: it cannot be asked for at once."""
-        asked = link.declare_at_once(self._session.topology.lock(name), *self._queue(name))
-        if asked is None:
+        long as nobody else has that lock. None: it cannot be asked for at once."""
+        if not link.spares.has(2):
             return None
+        asked = link.lock_at_once(self._session.topology.lock(name))
+        declared = link.declare_at_once(*self._queue(name))
         self._unwanted.pop(name, None)
-        return partial(self._take_declared, name, link, *asked)
-
-    async def _take_declared(
-        self, name: str, link: Link, asked: Awaitable[bool], declared: Awaitable[tuple[int, int]]
-    ) -> tuple[int, int] | None:
-        """Return what is known of a journal, when both answers are there; None if another connection has its
-        lock."""
-        try:
-            taken = await self._take(name, link, asked)
-        except CLIENT_ERRORS:
-            await declared  # before it is given back
-            raise
-        found = await declared
-        return found if taken else None
+        return shielded(_if_taken(shielded(self._take(name, link, asked)), declared))
 
     def _queue(self, name: str) -> tuple[str, FieldTable]:
         """The queue of a journal, and its arguments."""
@@ -464,6 +453,16 @@ class AMQPJournals(Journals):
             for name in list(self._open):
                 with suppress(AtasksError, *CLIENT_ERRORS):
                     await self._records.touch(name)
+
+
+async def _if_taken(taken: Awaitable[bool], declared: Awaitable[T]) -> T | None:
+    """Return what is known of a journal; None if another connection has its lock."""
+    try:
+        found = await declared
+    except CLIENT_ERRORS:
+        await taken  # before it is given back
+        raise
+    return found if await taken else None
 
 
 async def _then(take: Callable[[], Awaitable[bool]], declare: Callable[[], Awaitable[T]]) -> T | None:

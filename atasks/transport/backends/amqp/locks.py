@@ -55,13 +55,13 @@ class Locks:
             return await shielded(self._in_turn(name, partial(self._try, name, link, declare)))
 
     def try_at_once(
-        self, name: str, link: Link, declare: Callable[[], Callable[[], Awaitable[T]] | None]
+        self, name: str, link: Link, declare: Callable[[], Awaitable[T] | None]
     ) -> Awaitable[T | None] | None:
-        """Do as `try_to_take`, by a `declare()` that asks the broker before it returns what waits for the answer.
-        None, and nothing is done: the broker is asked other things before that, or `declare()` returns None."""
+        """Do as `try_to_take`, by a `declare()` that asks the broker before it returns. None, and nothing is done:
+        the broker is asked other things before that, or `declare()` returns None."""
         if name in self._turns or (asked := declare()) is None:
             return None
-        return shielded(self._in_turn(name, partial(self._try, name, link, asked)))
+        return shielded(self._in_turn(name, partial(self._try, name, link, lambda: asked)))
 
     async def ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
         """Ask the broker something about what this lock guards, in the turn of that lock."""

@@ -17,7 +17,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import PublishError
 from pamqp import frame
 from pamqp.body import ContentBody
-from pamqp.commands import Basic, Channel, Queue
+from pamqp.commands import Basic, Channel
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
@@ -57,7 +57,7 @@ class Site:
         )
         self.stream = asyncio.StreamReader()
         self.reader = FrameReader(self.stream)
-        self.direct = self.reader.read(cast("Any", self.channel))
+        self.reader.read(cast("Any", self.channel))
 
     def consume(self, message: DeliveredMessage) -> None:
         self.told.append((message.delivery_tag, message.header.properties.message_id, message.body))
@@ -104,24 +104,6 @@ async def test_cut_anywhere_it_is_read_in_order() -> None:
             (2, "returned"),  # and not confirmed behind that
         ], size
         assert await site.left() == OTHERS * 2, size
-
-
-async def test_an_answer_goes_to_who_has_asked_for_it_and_others_to_the_client_library() -> None:
-    declared = [
-        frame.marshal(Queue.DeclareOk(queue=name, message_count=count, consumer_count=1), DIRECT)
-        for name, count in (("first", 3), ("second", 4), ("third", 5))
-    ]
-    for size in (1, 7, 20, 1000):
-        site = Site()
-        first, second = (site.direct.answer(Queue.DeclareOk.index) for _ in range(2))
-        first.cancel()  # its answer comes all the same, and is not the next one's
-        sent = OTHERS + b"".join(declared[:2]) + OTHERS + declared[2]
-        for start in range(0, len(sent), size):
-            site.reader.feed(sent[start : start + size])
-        answer = Queue.DeclareOk()
-        answer.unmarshal(second.result())
-        assert (answer.queue, answer.message_count, answer.consumer_count) == ("second", 4, 1)
-        assert await site.left() == OTHERS * 2 + declared[2]
 
 
 @pytest.mark.parametrize("size", [7, 8, 100, 4096, 50_000, 65_544, 131_079, 262_144, 2**20])

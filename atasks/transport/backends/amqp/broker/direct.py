@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import io
 import logging
-from collections import deque
 from itertools import takewhile
 from struct import Struct
 from typing import Any, Final
@@ -51,8 +49,8 @@ class DirectChannel:
     which they arrived. The client library would do the same with three coroutines for each frame, two queues and a
     task for each message, in four turns of the event loop more.
 
-    It keeps to what the channel offers: `consumers` and `confirmations`. Every other frame is left to the client
-    library, answers to its own commands among them.
+    It keeps to what the channel offers: `consumers` and `confirmations`. Every other frame, the answers to
+    commands among them, is left to the client library.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -72,16 +70,7 @@ class DirectChannel:
         """The contents of the frames before the body."""
         self._patterns: dict[tuple[int, bytes], Pattern] = {}
         """The sizes of these frames -> the latest pattern that has them."""
-        self._asked: deque[tuple[int, asyncio.Future[bytes]]] = deque()
-        """The answers that are to come, in their order: the number of each, and who waits for its arguments."""
         self.is_open = True
-
-    def answer(self, method: int) -> asyncio.Future[bytes]:
-        """The arguments of the next answer that is this method, which was asked for past the client library. Where
-        the broker closes the channel over the question, none comes."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked.append((method, future))
-        return future
 
     def take(self, kind: int, data: bytes | memoryview, start: int, end: int) -> int:
         """Deal with a frame in the data, a method, or what `reads_content` says, and with those behind it that
@@ -145,10 +134,6 @@ class DirectChannel:
         elif method == RETURN:
             self._method, self.reads_content = Basic.Return(), True
             self._method.unmarshal(content[4:])
-        elif self._asked and self._asked[0][0] == method:
-            _, future = self._asked.popleft()
-            if not future.done():
-                future.set_result(content[4:])
         else:
             self.is_open = self.is_open and method not in (CLOSE, CLOSE_OK)
             return False

@@ -125,10 +125,9 @@ class FrameReader(asyncio.BufferedProtocol):
 
     # -- frames
 
-    def read(self, channel: Channel) -> DirectChannel:
+    def read(self, channel: Channel) -> None:
         """Read the messages and confirms of this channel, until it closes."""
-        direct = self._direct[channel.number] = DirectChannel(channel)
-        return direct
+        self._direct[channel.number] = DirectChannel(channel)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take what has arrived, and keep back a frame that is looked at and not whole yet, but no large body.

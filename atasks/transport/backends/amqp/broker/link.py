@@ -51,7 +51,7 @@ from atasks.transport.backends.amqp.broker.questions import (
     shielded,
     together,
 )
-from atasks.transport.backends.amqp.broker.spares import Begun, Spare, Spares, written
+from atasks.transport.backends.amqp.broker.spares import Begun, Spares, written
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 __all__ = ["Link"]
@@ -109,7 +109,7 @@ class Link:
         self._window = -1
         """The prefetch that new consumers of `work` have; -1: not known."""
         self._work_lock = asyncio.Lock()
-        self.spares = Spares(self._open_spare)
+        self.spares = Spares(self.open_channel)
         self._last_numbers = [0 for _ in connections]
         """The numbers of the channels that were opened last, by connection."""
 
@@ -225,16 +225,19 @@ class Link:
         if name.startswith(CHANNEL_ADDRESS):
             return None
         try:
-            return _state(await self.spares.answer([Queue.Declare(queue=name, passive=True)]))
+            async with self.spares.one() as channel:
+                found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))
         except ChannelNotFoundEntity:
             return None
         except ChannelLockedResource:  # another connection's exclusive queue: it exists
             return (0, 1)
+        return (found.message_count or 0, found.consumer_count or 0)
 
     async def is_gone(self, name: str) -> bool:
         """Return True if there is no such queue; False too where its node of the cluster is down."""
         try:
-            await self.spares.answer([Queue.Declare(queue=name, passive=True)])
+            async with self.spares.one() as channel:
+                await guard(shielded(channel.queue_declare(queue=name, passive=True)))
         except (ChannelNotFoundEntity, NoAnswer) as error:
             return not is_down(error)
         return False
@@ -254,9 +257,11 @@ class Link:
 
     async def require_lock(self, lock: str) -> None:
         """Raise ChannelAccessRefused if this user may not take a lock, such as this one, and listen at it."""
-        listening = Basic.Consume(queue=lock, consumer_tag=lock, nowait=True)
-        giving_back = (Basic.Cancel(consumer_tag=lock, nowait=True), Queue.Delete(queue=lock))
-        await self.spares.answer([_locked(lock, nowait=True), listening, *giving_back])
+        async with self.spares.one() as channel:
+            listening = Basic.Consume(queue=lock, consumer_tag=lock, nowait=True)
+            giving_back = (Basic.Cancel(consumer_tag=lock, nowait=True), Queue.Delete(queue=lock, nowait=True))
+            await guard(written([_locked(lock), listening, *giving_back], channel).flushed())
+            await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered after that was looked at
 
     async def declare_queue(
         self,
@@ -267,35 +272,40 @@ class Link:
     ) -> tuple[int, int]:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it, in one
         round trip. Returns (messages ready, consumers): messages that a consumer has are not ready."""
-        bindings = (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
-        declaration = _declaration(name, arguments, nowait=bool(keys))
-        behind = [Queue.Declare(queue=name, passive=True)] if keys else []
-        return await self._declared([declaration, *bindings, *behind])
+        if keys:
+            bindings = (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
+            return await self._declared([_declaration(name, arguments), *bindings], name)
+        async with self.spares.one() as channel:
+            found = await guard(shielded(channel.queue_declare(name, durable=True, arguments=arguments)))
+        return (found.message_count or 0, found.consumer_count or 0)
+
+    def declare_at_once(self, name: str, arguments: FieldTable) -> Awaitable[tuple[int, int]]:
+        """Do as `declare_queue`, but what is asked leaves before this returns, whatever else is to be done in this
+        turn of the event loop, if a channel is at hand for that and no other frames wait to leave."""
+        frames = [_declaration(name, arguments)]
+        return shielded(self._declared(frames, name, self.spares.begin(frames)))
+
+    async def _declared(self, frames: Sequence[Frame], name: str, begun: Begun | None = None) -> tuple[int, int]:
+        async with self.spares.behind(frames, begun) as channel:
+            found = await guard(shielded(channel.queue_declare(name, passive=True)))
+        return (found.message_count or 0, found.consumer_count or 0)
 
     async def lock(self, lock: str) -> bool:
         """Declare a queue that is this link's alone, and goes with it. False: another one has it."""
-        return await self._locked([_locked(lock)])
+        return await self.lock_at_once(lock)
 
-    def declare_at_once(
-        self, lock: str, name: str, arguments: FieldTable
-    ) -> tuple[Awaitable[bool], Awaitable[tuple[int, int]]] | None:
-        """Do as `lock` and `declare_queue` at the same time. What is asked leaves before this returns, whatever
-        else is to be done in this turn of the event loop. None: that cannot be, and nothing is done."""
-        frames = [_locked(lock)], [_declaration(name, arguments)]
-        begun = self.spares.begin(*frames)
-        if begun is None:
-            return None
-        return shielded(self._locked(frames[0], begun[0])), shielded(self._declared(frames[1], begun[1]))
+    def lock_at_once(self, lock: str) -> Awaitable[bool]:
+        """Do as `lock`. What is asked leaves before this returns, if a channel is at hand for that."""
+        frames = [_locked(lock)]
+        return shielded(self._locked(frames, self.spares.begin(frames)))
 
-    async def _locked(self, frames: Sequence[Frame], begun: Begun | None = None) -> bool:
+    async def _locked(self, frames: Sequence[Frame], begun: Begun | None) -> bool:
         try:
-            await self.spares.answer(frames, begun)
+            async with self.spares.behind(frames, begun) as channel:
+                await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
         except ChannelLockedResource:
             return False
         return True
-
-    async def _declared(self, frames: Sequence[Frame], begun: Begun | None = None) -> tuple[int, int]:
-        return _state(await self.spares.answer(frames, begun))
 
     def listen(self, lock: str, tag: str, receive: ConsumerCallback) -> None:
         """Have `receive` called with what comes to the queue of this lock, which this link has. `tag`: the name of
@@ -314,35 +324,32 @@ class Link:
     async def delete_queue(self, name: str, *, if_empty: bool = False) -> None:
         """Delete a queue, if it is there. `if_empty`: and if it holds nothing and nobody consumes it."""
         with suppress(ChannelPreconditionFailed):  # it is not empty, or in use
-            await self.spares.answer([Queue.Delete(queue=name, if_empty=if_empty, if_unused=if_empty)])
+            async with self.spares.one() as channel:
+                await guard(shielded(channel.queue_delete(name, if_empty=if_empty, if_unused=if_empty)))
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         """Have what is published by this key come to the queue. Loses the link if one of the two is not there: a
         new one declares them."""
         try:
-            async with self.spares.one() as spare:
-                await guard(shielded(spare.channel.queue_bind(queue, exchange, key)))
+            async with self.spares.one() as channel:
+                await guard(shielded(channel.queue_bind(queue, exchange, key)))
         except ChannelNotFoundEntity as error:
             self.lose(f"{type(error).__name__}: {error}")
             raise
 
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Have it come there no more."""
-        async with self.spares.one() as spare:
-            await guard(shielded(spare.channel.queue_unbind(queue, exchange, key)))
+        async with self.spares.one() as channel:
+            await guard(shielded(channel.queue_unbind(queue, exchange, key)))
 
     async def declare_exchange(self, name: str, kind: str) -> None:
         """Declare a durable exchange, without losing the link if it exists as another one."""
-        async with self.spares.one() as spare:
-            await guard(shielded(spare.channel.exchange_declare(name, exchange_type=kind, durable=True)))
+        async with self.spares.one() as channel:
+            await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
         return await self._opened(1, confirms)
-
-    async def _open_spare(self) -> Spare:
-        channel = await self.open_channel()
-        return Spare(channel, None if LOG_FRAMES else self._readers[1].read(channel))
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[Channel]:
@@ -426,17 +433,12 @@ async def _connect(attempt: AioPikaConnection) -> None:
         raise
 
 
-def _locked(lock: str, *, nowait: bool = False) -> Frame:
-    return Queue.Declare(queue=lock, exclusive=True, nowait=nowait, arguments=LOCK)
+def _locked(lock: str) -> Frame:
+    return Queue.Declare(queue=lock, exclusive=True, nowait=True, arguments=LOCK)
 
 
-def _declaration(name: str, arguments: FieldTable, *, nowait: bool = False) -> Frame:
-    return Queue.Declare(queue=name, durable=True, nowait=nowait, arguments=arguments)
-
-
-def _state(answer: Frame) -> tuple[int, int]:
-    assert isinstance(answer, Queue.DeclareOk)
-    return (answer.message_count or 0, answer.consumer_count or 0)
+def _declaration(name: str, arguments: FieldTable) -> Frame:
+    return Queue.Declare(queue=name, durable=True, nowait=True, arguments=arguments)
 
 
 async def _close_all(connections: Sequence[AioPikaConnection]) -> None:
