@@ -158,10 +158,14 @@ async def _read(store: Schedules) -> tuple[bytes, dict[str, Schedule]]:
     return content, {item.name: item for item in _decoded(content)} if content else {}
 
 
+_told_of = ""
+"""What was wrong with the table that was read last, and is in the log."""
+
+
 def _decoded(content: bytes) -> list[Schedule]:
     """The schedules of a table. One that makes no sense is left out, and goes with the next change: it must cost
-    the others nothing."""
-
+    the others nothing. The log says so once, for as long as the same is wrong."""
+    global _told_of
     flaws: Counter[str] = Counter()
 
     def refuse(_: object, error: Exception) -> None:
@@ -172,9 +176,10 @@ def _decoded(content: bytes) -> list[Schedule]:
     except UNREADABLE as error:
         logger.error("the table of schedules cannot be read, and counts as empty: %s", error)
         return []
-    if flaws:
-        what = "; ".join(f"{number} times {flaw}" for flaw, number in flaws.items())
+    what = "; ".join(f"{number} times {flaw}" for flaw, number in flaws.items())
+    if what and what != _told_of:
         logger.error("schedules in the table cannot be used, and are left out: %s", what)
+    _told_of = what
     return found
 
 

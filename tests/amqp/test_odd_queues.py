@@ -331,3 +331,12 @@ def test_a_schedule_says_what_is_wrong_with_it() -> None:
     for entry in ODD.values():
         found = schedules._decoded(msgpack.encode([SCHEDULE, entry]))
         assert "odd" in [item.name for item in found]
+
+
+def test_the_log_says_once_what_is_wrong_with_the_table(caplog: pytest.LogCaptureFixture) -> None:
+    """A leader reads it at every tick."""
+    good, odd = msgpack.encode([SCHEDULE]), msgpack.encode([SCHEDULE, {"name": "odd"}])
+    schedules._decoded(good)
+    for content in (odd, odd, good, odd):
+        assert [item.name for item in schedules._decoded(content)] == [SCHEDULE["name"]]
+    assert len([text for text in caplog.messages if text.startswith("schedules in the table cannot be used")]) == 2
