@@ -159,7 +159,7 @@ async def _read(store: Schedules) -> tuple[bytes, dict[str, Schedule]]:
 
 
 _told_of = ""
-"""What was wrong with the table that was read last, and is in the log."""
+"""The flaws of the table that was read last, which are in the log."""
 
 
 def _decoded(content: bytes) -> list[Schedule]:
